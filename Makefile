@@ -1,0 +1,48 @@
+# Everything runs in .venv, built on first use and again when pyproject.toml changes.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DATA   ?= ../shared/data
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test test-fast check lint types walls bench wheel clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("supsupd needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,bench]' --group dev
+	@touch $@
+
+demo: $(VENV)/.installed ## a real stream of tasks that switch unannounced, learned and served
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.installed ## the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: lint types walls ## ruff, mypy and the walls between the folders
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+walls: $(VENV)/.installed
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed ## the benchmarks on real data (DATA=folder with mnist.npz)
+	$(BIN)/python benchmarks/stream_mnist.py --data $(DATA)/mnist.npz
+
+wheel: $(VENV)/.installed ## dist/supsupd-*.whl
+	$(BIN)/python -m build --wheel
+
+clean: ## remove what was built
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

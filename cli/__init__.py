@@ -1,0 +1,1 @@
+"""The two command lines: `supsupd` runs the daemon, `supsup-cli` talks to it."""

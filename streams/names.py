@@ -1,0 +1,23 @@
+"""File names: made printable, put in natural order, known to be temporary."""
+
+import re
+
+TEMPORARY_SUFFIXES = (".tmp", ".part", ".partial", ".filepart", "~")
+_DIGITS = re.compile(r"([0-9]+)")
+
+
+def printable(text: str) -> str:
+    """Escape controls, direction marks, surrogates and backslashes; different texts stay different."""
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def natural_key(name: str) -> tuple[str | int, ...]:
+    """A sort key under which `b2` comes before `b10`."""
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(_DIGITS.split(name)))
+
+
+def is_temporary(name: str) -> bool:
+    """Whether writers use such a name for a file they have not finished yet."""
+    return name.startswith(".") or name.endswith(TEMPORARY_SUFFIXES)

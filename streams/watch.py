@@ -1,0 +1,95 @@
+"""Hints that something happened below a folder. They may be lost: only a full pass is the truth."""
+
+import os
+import threading
+from pathlib import Path
+
+import structlog
+from watchdog.events import (
+    DirCreatedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.inotify import InotifyObserver
+
+MAX_MOVED = 100_000  # hints kept between two passes
+# Neither opens, or our own reading would wake us, nor modifications, or a growing file would without end.
+_EVENTS: tuple[type[FileSystemEvent], ...] = (
+    FileMovedEvent,
+    DirMovedEvent,
+    FileCreatedEvent,
+    DirCreatedEvent,
+    FileClosedEvent,
+)
+_log = structlog.get_logger("supsupd.streams")
+
+
+class FolderWatch(FileSystemEventHandler):
+    """Wakes a waiting thread when files come, and remembers which were renamed into place."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = str(root)
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._moved: set[str] = set()
+        self._observer: InotifyObserver | None = None
+        self._identity: tuple[int, int] | None = None
+        self._warned = False
+
+    def ensure(self) -> None:
+        """Watch the folder that is there now; go on without hints when the system has no watch to give."""
+        try:
+            now = self._root.stat()
+            identity = (now.st_dev, now.st_ino)
+            if self._observer and identity == self._identity and all(e.is_alive() for e in self._observer.emitters):
+                return
+            self.close()
+            self._observe()
+            self._identity, self._warned = identity, False
+        except FileNotFoundError:
+            self.close()  # the pass reports it
+        except OSError as error:
+            self.close()
+            if not self._warned:
+                _log.warning("watch_unavailable", folder=str(self._root), reason=str(error))
+            self._warned = True
+
+    def take_moved(self) -> set[str]:
+        """Paths below the folder that were renamed into place since the last call."""
+        with self._lock:
+            moved, self._moved = self._moved, set()
+        return {path.removeprefix(f"{self._real}/") for path in moved}
+
+    def wait(self, timeout: float) -> None:
+        """Return at a hint, at `poke`, or after `timeout` seconds."""
+        self._wake.wait(timeout)
+        self._wake.clear()
+
+    def poke(self) -> None:
+        self._wake.set()
+
+    def close(self) -> None:
+        """End the watch; a later `ensure` begins anew."""
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            observer.join()
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        """Called by watchdog's thread."""
+        if isinstance(event, FileMovedEvent | DirMovedEvent) and event.dest_path:
+            with self._lock:
+                if len(self._moved) < MAX_MOVED:
+                    self._moved.add(os.fsdecode(event.dest_path))
+        self._wake.set()
+
+    def _observe(self) -> None:
+        self._real = str(self._root.resolve())
+        self._observer = InotifyObserver(generate_full_events=True)  # moves from outside are moves, too
+        self._observer.start()
+        self._observer.schedule(self, self._real, recursive=True, event_filter=list(_EVENTS))

@@ -1,0 +1,313 @@
+"""The configuration: command line over environment over TOML file over defaults."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from supsupd.paths import DATABASE_NAME, MAX_SOCKET_PATH, default_socket, default_state
+
+ENV_PREFIX = "SUPSUPD_"
+MIB = 1 << 20
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; `problems` holds one line for each thing that is wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def _not_empty(value: Any) -> Any:
+    if value == "":  # would mean the current folder
+        raise PydanticCustomError("path_empty", "Input should be a path that is not empty")
+    return value
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _existing_directory(path: Path) -> Path:
+    if not path.is_dir():
+        raise PydanticCustomError("watch_missing", "Input should be a folder that exists")
+    return path
+
+
+def _short_enough(path: Path) -> Path:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        limit = {"limit": MAX_SOCKET_PATH}
+        raise PydanticCustomError("socket_path_long", "Input should be a path of at most {limit} bytes", limit)
+    return path
+
+
+def _split(separator: str) -> BeforeValidator:
+    """In the environment a list is written as PATH is: values with a separator between them."""
+
+    def split(value: Any) -> Any:
+        return [part for part in value.split(separator) if part] if isinstance(value, str) else value
+
+    return BeforeValidator(split)
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
+WatchFolder = Annotated[AbsolutePath, AfterValidator(_existing_directory)]
+SocketPath = Annotated[AbsolutePath, AfterValidator(_short_enough)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    """One table of the file: unknown keys are errors and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkSettings(Section):
+    """The fixed random network. Only read when the state directory is new: it never changes afterwards."""
+
+    hidden: Annotated[list[PositiveInt], _split(",")] = [300, 100]
+    outputs: PositiveInt | None = None
+    """None: the classes of the first batch x `headroom`."""
+    headroom: PositiveInt = 10
+    seed: Seed = 0
+    normalisation: Literal["sample", "feature", "none"] = "sample"
+    """sample: each row by itself; feature: each input by the first `feature_rows` rows, then frozen."""
+    feature_rows: PositiveInt = 256
+
+
+class LearningSettings(Section):
+    """How one batch trains its task's mask."""
+
+    rule: Literal["threshold", "edge-popup"] = "threshold"
+    optimiser: Literal["rmsprop", "adam"] = "rmsprop"
+    lr: PositiveFloat = 1e-3
+    steps: PositiveInt = 20
+    """Optimiser steps for a batch; a larger batch takes one pass over its rows, up to `max_steps`."""
+    max_steps: PositiveInt = 500
+    minibatch: PositiveInt = 128
+    density: Fraction = 0.5
+    """The fraction of weights kept, for the edge-popup rule."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    """Decay of the running average of the scores, from which the mask is taken."""
+    held_out: Fraction = 0.125
+    """The fraction of a batch that is watched, not trained on."""
+    active_tasks: PositiveInt = 32
+    """Tasks whose scores and optimiser state are kept; older ones go on from their bits."""
+    threads: PositiveInt = 1
+    """CPU threads of training and scoring. Masks repeat bit for bit for the same number."""
+    seed: Seed = 0
+
+
+class RecognitionSettings(Section):
+    """When a batch is known, new or unsure."""
+
+    false_alarm: Fraction = 1e-3
+    """The chance that a batch of a known task is taken for something else."""
+    promote_error: Fraction = 1e-6
+    """The chance that noise becomes a task."""
+    memory_rows: PositiveInt = 256
+    """Rows that a task's record of its own errors and evidence remembers: how fast it may drift."""
+    max_provisional: PositiveInt = 8
+    """Provisional tasks kept at once; the one longest untouched is given up for a new one."""
+    patience_batches: PositiveInt = 64
+    """Batches after which a provisional task that has proved nothing is given up."""
+    evidence: Literal["entropy", "energy", "max-logit"] = "entropy"
+    inference: Literal["exact", "one-shot"] = "exact"
+
+
+class IntakeSettings(Section):
+    """When a file counts as finished, and how much may wait."""
+
+    settle_seconds: PositiveFloat = 1.0
+    incomplete_seconds: PositiveFloat = 5.0
+    scan_seconds: PositiveFloat = 5.0
+    max_batch_bytes: PositiveInt = 256 * MIB
+    max_queue: PositiveInt = 256
+
+
+class ServingSettings(Section):
+    """The limits of the socket."""
+
+    max_body_bytes: PositiveInt = 64 * MIB
+    body_seconds: PositiveFloat = 30.0
+    """The time in which a whole request body must have come."""
+    shutdown_seconds: PositiveFloat = 8.0
+
+
+class Settings(BaseSettings):
+    """Everything that the daemon can be told; made by `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        enable_decoding=False,  # lists are split below, not JSON
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+    )
+
+    watch: Annotated[list[WatchFolder], _split(os.pathsep), Field(min_length=1)] = []
+    state: AbsolutePath = Field(default_factory=default_state)
+    socket: SocketPath = Field(default_factory=default_socket)
+    predictions: AbsolutePath | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_format: Literal["auto", "console", "json"] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    network: NetworkSettings = NetworkSettings()
+    learning: LearningSettings = LearningSettings()
+    recognition: RecognitionSettings = RecognitionSettings()
+    intake: IntakeSettings = IntakeSettings()
+    serving: ServingSettings = ServingSettings()
+
+    @property
+    def database(self) -> Path:
+        return self.state / DATABASE_NAME
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # load_settings merges the layers itself: an error must name the layer that it comes from.
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _keep_apart(self) -> Self:
+        """What the daemon writes must not come back to it as input, and no file may be seen twice."""
+        watched = [folder.resolve() for folder in self.watch]
+        for i, folder in enumerate(watched):
+            _refuse_inside("watch", folder, watched[:i] + watched[i + 1 :])
+        for key in ("state", "socket", "predictions"):
+            if (path := getattr(self, key)) is not None:
+                _refuse_inside(key, path.resolve(), watched)
+        return self
+
+
+def _refuse_inside(key: str, path: Path, folders: list[Path]) -> None:
+    for folder in folders:
+        if path.is_relative_to(folder):
+            # `key` travels in the context: a model validator has no location of its own.
+            raise PydanticCustomError(
+                "inside_watch",
+                "Input should be a path outside the watched folder {folder}",
+                {"folder": str(folder), "key": key, "given": str(path)},
+            )
+
+
+class _Layer:
+    """One place that settings come from, with the name that it gives to each key."""
+
+    def __init__(self, origin: str, values: Mapping[str, Any]) -> None:
+        self.origin = origin
+        self.values = values
+
+    def holds(self, loc: tuple[str, ...]) -> bool:
+        node: Any = self.values
+        for part in loc:
+            if not isinstance(node, Mapping):
+                return True  # a scalar where a table is wanted: the value that failed is here
+            if part not in node:
+                return False
+            node = node[part]
+        return True
+
+    def name(self, loc: tuple[str, ...]) -> str:
+        if self.origin == "environment":
+            return ENV_PREFIX + "__".join(part.upper() for part in loc)
+        return "--" + "-".join(loc) if self.origin == "command line" else ".".join(loc)
+
+
+def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
+    """The settings from `flags` (None: not given), SUPSUPD_* variables, the TOML `file` and the defaults, in
+    this order. Opens nothing but `file`. Raises ConfigError."""
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    layers = [_Layer("command line", given), _environment()]
+    if file is not None:
+        layers.append(_Layer(str(file), _read_toml(file)))
+    merged: dict[str, Any] = {}
+    for layer in reversed(layers):
+        merged = _merge(merged, layer.values)
+    try:
+        return Settings(**merged)
+    except ValidationError as error:
+        raise ConfigError([_describe(detail, layers) for detail in error.errors()]) from None
+
+
+def _environment() -> _Layer:
+    values = EnvSettingsSource(Settings)()
+    for name, value in os.environ.items():
+        key = name.removeprefix(ENV_PREFIX).lower()
+        # The library passes over names that it does not know; a misspelt one must not pass.
+        if name.startswith(ENV_PREFIX) and key.split("__")[0] not in Settings.model_fields:
+            values[key] = value
+    return _Layer("environment", values)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_bytes().decode())
+    except OSError as error:
+        raise ConfigError([f"{file}: {error.strerror}; expected a TOML file that can be read"]) from None
+    except ValueError as error:  # bad TOML or not UTF-8
+        raise ConfigError([f"{file}: {error}; expected TOML in UTF-8"]) from None
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _describe(detail: ErrorDetails, layers: list[_Layer]) -> str:
+    """One line: where, which key, what was given, what was expected."""
+    context = detail.get("ctx", {})
+    loc = tuple(part for part in detail["loc"] if isinstance(part, str)) or (context["key"],)
+    given = context.get("given", detail["input"])
+    layer = next((layer for layer in layers if layer.holds(loc)), _Layer("defaults", {}))
+    shown = repr(str(given) if isinstance(given, Path) else given)
+    return f"{layer.origin}: {layer.name(loc)}: given {shown}; expected {_expected(detail, loc)}"
+
+
+def _expected(detail: ErrorDetails, loc: tuple[str, ...]) -> str:
+    if detail["type"] == "extra_forbidden":
+        section: Any = Settings
+        for part in loc[:-1]:
+            section = section.model_fields[part].annotation
+        return "one of the keys " + ", ".join(sorted(section.model_fields))
+    if loc == ("watch",) and detail["type"] == "too_short":
+        return "at least one folder to watch"
+    if detail["type"] == "model_type":
+        return "a table of settings"
+    return detail["msg"].removeprefix("Input should be ").removeprefix("Input should ")

@@ -1,0 +1,1 @@
+"""The learning engine: network, supermasks, task inference and recognition."""

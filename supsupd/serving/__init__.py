@@ -1,0 +1,1 @@
+"""The socket: Open Inference Protocol and the native API over HTTP."""

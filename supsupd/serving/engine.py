@@ -1,0 +1,98 @@
+"""What the socket asks of the engine behind it: the one interface between HTTP and learning."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+MODEL_NAME = "supsup"
+BATCH_STATES = ("staged", "training", "unsure", "scored", "committed", "duplicate", "quarantined")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Answers for n rows, in the user's own labels."""
+
+    labels: list[int] | list[str]
+    probabilities: np.ndarray  # (n, classes) float32
+    task: np.ndarray  # (n,) int64
+    entropy: np.ndarray  # (n,) float32, nats
+    known: np.ndarray  # (n,) bool
+    classes: list[int] | list[str]  # what the columns of `probabilities` stand for
+
+
+class EngineError(Exception):
+    """The engine says no. `status` is the HTTP status that tells the caller so, `text` the one line why."""
+
+    status = 500
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.text = text
+        self.status = type(self).status if status is None else status
+
+
+class NoModelYet(EngineError):
+    """Nothing can be predicted yet."""
+
+    status = 503
+
+    def __init__(self, text: str = "no task has been learned yet") -> None:
+        super().__init__(text)
+
+
+class TaskUnknown(EngineError):
+    """There is no task with this id."""
+
+    status = 404
+
+    def __init__(self, task: int | str) -> None:
+        super().__init__(f"there is no task {task}")
+
+
+class BadInput(EngineError):
+    """The request is well-formed but the engine can't use it, e.g. rows of another width."""
+
+    status = 400
+
+
+class BatchRefused(EngineError):
+    """A submitted batch was refused: 400 for bad bytes, 409 for a conflict, 503 for a full queue."""
+
+    status = 400
+
+
+class Engine(Protocol):
+    """Every method may block, may be called from any thread, and raises EngineError to say no."""
+
+    def ready(self) -> bool:
+        """Whether `predict` can answer."""
+
+    def predict(self, x: np.ndarray, task: int | None, per_sample: bool) -> Prediction:
+        """Answers for x (n, ...): under `task`'s mask, or under the inferred one: of each row by itself when
+        `per_sample`, else of all rows together. Raises NoModelYet, TaskUnknown, BadInput."""
+
+    def model(self) -> dict[str, Any] | None:
+        """{"input_shape": [784], "classes": [...], "label_kind": "int" | "str"}; None: no network yet."""
+
+    def status(self) -> dict[str, Any]:
+        """The daemon at a glance; "settled" and each source's "passes" are what `wait` looks at."""
+
+    def tasks(self) -> list[dict[str, Any]]:
+        """All tasks, by id."""
+
+    def task(self, task_id: int) -> dict[str, Any] | None:
+        """One task with its "decisions"."""
+
+    def rename(self, task_id: int, name: str) -> dict[str, Any]:
+        """The renamed task. Raises TaskUnknown, BadInput, and EngineError 409 for a name that is taken."""
+
+    def batches(self, state: str | None, limit: int | None) -> list[dict[str, Any]]:
+        """The ledger's rows, of one of BATCH_STATES only if asked."""
+
+    def submit(self, name: str, payload: bytes) -> dict[str, Any]:
+        """{"batch": id, "state": ..., "sha256": ...}, once the bytes of an .npz file are durable.
+        Raises BatchRefused."""
+
+    def scan(self) -> dict[str, Any]:
+        """{"pass": N}: once every source has finished pass N, all that is there now has been seen."""

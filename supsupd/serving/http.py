@@ -1,0 +1,259 @@
+"""The socket's HTTP: each route reads, asks the engine in a worker thread, and answers JSON."""
+
+import json
+from typing import Any
+
+import anyio
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import supsupd
+from supsupd.config import ServingSettings
+from supsupd.serving import protocol
+from supsupd.serving.engine import (
+    BATCH_STATES,
+    MODEL_NAME,
+    BadInput,
+    Engine,
+    EngineError,
+    NoModelYet,
+    TaskUnknown,
+)
+
+MAX_NAME = 255
+
+
+def create_app(engine: Engine, settings: ServingSettings) -> Starlette:
+    """The ASGI application that serves `engine`."""
+    routes = [*_Inference(engine, settings).routes(), *_Native(engine, settings).routes()]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(_RefuseWebPages)],
+        exception_handlers={
+            HTTPException: _answer_http_error,
+            EngineError: _answer_engine_error,
+            protocol.ProtocolError: _answer_protocol_error,
+            Exception: _answer_crash,
+        },
+    )
+    app.router.redirect_slashes = False  # protocol clients follow no redirects
+    return app
+
+
+class JsonAnswer(JSONResponse):
+    """JSON in ASCII: a file name that is not valid Unicode can still be told."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+class _Inference:
+    """Open Inference Protocol v2 under /v2."""
+
+    def __init__(self, engine: Engine, settings: ServingSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+
+    def routes(self) -> list[Route]:
+        model = "/v2/models/{model}"
+        return [
+            Route("/v2", self.server),
+            Route("/v2/", self.server),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+            Route(model, self.model),
+            Route(model + "/ready", self.ready),
+            Route(model + "/infer", self.infer, methods=["POST"]),
+        ]
+
+    async def server(self, request: Request) -> Response:
+        return JsonAnswer(protocol.server_metadata(supsupd.__version__))
+
+    async def live(self, request: Request) -> Response:
+        return JsonAnswer({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """Of the server and of its one model alike: ready to predict."""
+        name = _model_name(request)
+        if not await run_in_threadpool(self.engine.ready):
+            raise NoModelYet
+        return JsonAnswer({**name, "ready": True})
+
+    async def model(self, request: Request) -> Response:
+        _model_name(request)
+        model = await run_in_threadpool(self.engine.model)
+        if model is None:
+            raise NoModelYet
+        return JsonAnswer(protocol.model_metadata(model))
+
+    async def infer(self, request: Request) -> Response:
+        _model_name(request)
+        if "inference-header-content-length" in request.headers:
+            raise BadInput("bad_request: binary tensor data is not supported; send JSON data")
+        body = await _read_body(request, self.settings)
+        return await run_in_threadpool(self._infer, body)
+
+    def _infer(self, body: bytes) -> Response:
+        # Decoding and encoding megabytes of JSON would hold up the loop as much as predicting.
+        request = protocol.decode_request(body)
+        prediction = self.engine.predict(request.x, request.task, request.per_sample)
+        return JsonAnswer(protocol.encode_response(prediction, request))
+
+
+class _Native:
+    """What the Open Inference Protocol has no words for, under /v1."""
+
+    def __init__(self, engine: Engine, settings: ServingSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/status", self.status),
+            Route("/v1/tasks", self.tasks),
+            Route("/v1/tasks/{task}", self.task),
+            Route("/v1/tasks/{task}", self.rename, methods=["PATCH"]),
+            Route("/v1/batches", self.batches),
+            Route("/v1/batches", self.submit, methods=["POST"]),
+            Route("/v1/scan", self.scan, methods=["POST"]),
+        ]
+
+    async def status(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.status))
+
+    async def tasks(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.tasks))
+
+    async def task(self, request: Request) -> Response:
+        task_id = _task_id(request)
+        task = await run_in_threadpool(self.engine.task, task_id)
+        if task is None:
+            raise TaskUnknown(task_id)
+        return JsonAnswer(task)
+
+    async def rename(self, request: Request) -> Response:
+        task_id = _task_id(request)
+        body = protocol.parse_object(await _read_body(request, self.settings))
+        name = body.get("name")
+        if set(body) != {"name"} or not isinstance(name, str):
+            raise BadInput('bad_request: expected {"name": "..."}')
+        return JsonAnswer(await run_in_threadpool(self.engine.rename, task_id, name))
+
+    async def batches(self, request: Request) -> Response:
+        query = _query(request, "state", "limit")
+        state, limit = query.get("state"), query.get("limit")
+        if state is not None and state not in BATCH_STATES:
+            raise BadInput("bad_request: state must be one of " + ", ".join(BATCH_STATES))
+        if limit is not None and (not _is_number(limit) or int(limit) < 1):
+            raise BadInput("bad_request: limit must be an integer of 1 or more")
+        count = None if limit is None else int(limit)
+        return JsonAnswer(await run_in_threadpool(self.engine.batches, state, count))
+
+    async def submit(self, request: Request) -> Response:
+        name = _query(request, "name").get("name", "")
+        if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
+            raise BadInput(f"bad_request: expected ?name= with 1 to {MAX_NAME} printable characters")
+        payload = await _read_body(request, self.settings)
+        return JsonAnswer(await run_in_threadpool(self.engine.submit, name, payload), status_code=202)
+
+    async def scan(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.scan))
+
+
+class _RefuseWebPages:
+    """A browser sends `Origin` with every cross-site request; no page has any business here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and any(name == b"origin" for name, _ in scope["headers"]):
+            await _error(403, "requests from web pages are refused")(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+async def _read_body(request: Request, settings: ServingSettings) -> bytes:
+    """The whole body, within the limits of size and time; nothing is read of one that announces too much."""
+    coding = request.headers.get("content-encoding", "identity")
+    if coding != "identity":
+        raise HTTPException(415, f"Content-Encoding {coding} is not supported")
+    if int(request.headers.get("content-length", "0")) > settings.max_body_bytes:
+        raise _too_large(settings)
+    try:
+        with anyio.fail_after(settings.body_seconds):
+            return await _collect(request, settings)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {settings.body_seconds:g} s") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the body ends too early") from None
+
+
+async def _collect(request: Request, settings: ServingSettings) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > settings.max_body_bytes:
+            raise _too_large(settings)
+    return bytes(body)
+
+
+def _too_large(settings: ServingSettings) -> HTTPException:
+    return HTTPException(413, f"the body is larger than {settings.max_body_bytes} bytes")
+
+
+def _model_name(request: Request) -> dict[str, str]:
+    """{"name": model} where the path names one, else {}. Raises 404 for any model but ours."""
+    name = request.path_params.get("model")
+    if name not in (None, MODEL_NAME):
+        raise HTTPException(404, f"unknown_model: the one model here is {MODEL_NAME}")
+    return {} if name is None else {"name": name}
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 18  # fits in 64 bits
+
+
+def _task_id(request: Request) -> int:
+    text = request.path_params["task"]
+    if not _is_number(text):
+        raise TaskUnknown(text[:40])
+    return int(text)
+
+
+def _query(request: Request, *allowed: str) -> dict[str, str]:
+    if unknown := set(request.query_params) - set(allowed):
+        raise BadInput(f"bad_request: unknown query {min(unknown)!r}; expected {' or '.join(allowed)}")
+    return dict(request.query_params)
+
+
+def _error(status: int, text: str, headers: Any = None) -> Response:
+    return JsonAnswer({"error": text}, status_code=status, headers=headers)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    own_words = {404: "there is nothing at this path", 405: f"{request.method} is not allowed here"}
+    framework = error.detail in ("Not Found", "Method Not Allowed")
+    text = own_words[error.status_code] if framework else error.detail
+    return _error(error.status_code, text, error.headers)
+
+
+async def _answer_engine_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineError)
+    return _error(error.status, error.text)
+
+
+async def _answer_protocol_error(request: Request, error: Exception) -> Response:
+    return _error(400, str(error))
+
+
+async def _answer_crash(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again after this answer, and uvicorn logs it with its traceback.
+    return _error(500, "internal error; the daemon's log says more")

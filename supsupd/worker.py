@@ -1,0 +1,329 @@
+"""The learning side of the daemon: takes staged batches one by one, learns or scores them, stores, swaps.
+
+One thread runs `step`. Everything that it does to the masks goes through one transaction; only after it the predictor
+is replaced, so that nothing is ever served that a crash could take back.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from storage import decisions, ledger, networks
+from storage.db import Database
+from storage.models import BatchRow, Kind
+from storage.spool import Spool, SpoolCorrupt
+from streams.batch import Batch, BatchRejected
+from streams.formats import Limits, decode
+from supsupd import persistence
+from supsupd.config import Settings
+from supsupd.learning.continual import Change, ContinualLearner, LabelledBatch, Member, TaskRecord
+from supsupd.learning.device import Device
+from supsupd.learning.inference import Scorer
+from supsupd.learning.labels import ClassList, LabelMismatch
+from supsupd.learning.learner import Samples
+from supsupd.learning.network import Architecture, Network
+from supsupd.learning.normalise import Normaliser, ShapeMismatch
+from supsupd.learning.predictor import Answer, Predictor, ServedTask
+
+MAX_ATTEMPTS = 3
+SMALLEST_OUTPUTS = 100
+"""Fewest output neurons by default: entropy tells tasks apart only among enough superfluous ones."""
+NO_TASK = "no task is known yet; it is scored as soon as there is one"
+
+log = structlog.get_logger("supsupd.learning")
+
+
+@dataclass
+class Engine:
+    """What exists once a network does; replaced as a whole, never half."""
+
+    network: Network
+    normaliser: Normaliser
+    classes: ClassList
+    learner: ContinualLearner
+
+
+class Worker:
+    """Learns staged batches.
+
+    Args:
+        settings: the whole configuration.
+        database, spool: the store.
+        device: where masks are trained and run.
+    """
+
+    def __init__(self, settings: Settings, database: Database, spool: Spool, device: Device) -> None:
+        self.settings = settings
+        self.database = database
+        self.spool = spool
+        self.device = device
+        self.predictor: Predictor | None = None
+        self.learned = 0
+        self._engine: Engine | None = None
+        self._wake = threading.Event()
+
+    # -- lifecycle ------------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """Rebuilds all from the store: the network, every task, the provisional tasks. Raises NetworkMismatch,
+        MaskCorrupt."""
+        with self.database.write() as session:
+            released = ledger.release_claims(session)
+            row = networks.get_network(session)
+            self.spool.clean(keep=ledger.list_spooled(session))
+            records = []
+            if row is not None:
+                self._start_engine(*persistence.load_network(row, self.device))
+                records = persistence.load_tasks(session, self._loaded.network)
+        for record in records:
+            self._loaded.learner.restore_task(record)
+            self._serve(record)
+        if self._engine is not None:
+            self._rebuild_provisionals(self._engine)
+        log.info("loaded", tasks=len(records), released=released)
+
+    @property
+    def _loaded(self) -> Engine:
+        assert self._engine is not None
+        return self._engine
+
+    def _start_engine(self, network: Network, normaliser: Normaliser, classes: ClassList) -> None:
+        recognition, learning = self.settings.recognition, self.settings.learning
+        scorer = Scorer(network, recognition.evidence, learning.threads)
+        scorer.warm_up()
+        learner = ContinualLearner(network, scorer, learning, recognition)
+        self._engine = Engine(network, normaliser, classes, learner)
+        self.predictor = Predictor(
+            scorer, normaliser, classes, recognition.inference, recognition.evidence, recognition.false_alarm
+        )
+
+    def _rebuild_provisionals(self, engine: Engine) -> None:
+        groups: dict[int, list[Member]] = {}
+        with self.database.read() as session:
+            for row in ledger.list_unsure(session):
+                if row.provisional is not None:
+                    start, stop = persistence.member_rows(session, row)
+                    batch = self._labelled(row, self._read(row), engine)
+                    groups.setdefault(row.provisional, []).append(Member(batch, start, stop))
+        # In the order of their newest members, as they were touched.
+        for number, members in sorted(groups.items(), key=lambda item: item[1][-1].batch.batch_id):
+            engine.learner.restore_provisional(engine.learner.rebuild(number, members, len(engine.classes)))
+
+    def notify(self) -> None:
+        """There is something new to learn."""
+        self._wake.set()
+
+    def loop(self, stopping: threading.Event) -> None:
+        """Until `stopping`: everything that is staged, then waits for `notify`."""
+        while not stopping.is_set():
+            self._wake.clear()
+            try:
+                busy = self.step()
+            except Exception:  # the edge: one batch must not end the daemon
+                log.exception("learning_failed")
+                busy = self._set_aside()
+            if not busy:
+                self._wake.wait(timeout=1.0)
+
+    def step(self) -> bool:
+        """Takes one staged batch to its state; False when there was none."""
+        with self.database.write() as session:
+            row = ledger.claim(session)
+        if row is None:
+            return False
+        self._process(row)
+        return True
+
+    def _set_aside(self) -> bool:
+        """After a failure: the batch is tried again, and given up at the third time."""
+        with self.database.write() as session:
+            for row in ledger.list_batches(session, state="training"):
+                if row.attempts >= MAX_ATTEMPTS:
+                    reason = f"learning_failed: {row.attempts} attempts failed; the log has the traceback"
+                    ledger.finish(session, row.id, ledger.Outcome("quarantined", reason=reason))
+            return ledger.release_claims(session) > 0
+
+    # -- one batch ------------------------------------------------------------------------------------------------
+
+    def _process(self, row: BatchRow) -> None:
+        try:
+            batch = self._read(row)
+            if batch.y is None:
+                self._score(row, batch)
+            else:
+                self._learn(row, batch)
+        except (BatchRejected, SpoolCorrupt) as refusal:
+            self._quarantine(row, str(refusal))
+
+    def _read(self, row: BatchRow) -> Batch:
+        """Raises SpoolCorrupt, BatchRejected."""
+        assert row.sha256 is not None
+        return decode(self.spool.load(row.sha256), Limits(bytes=2 * self.settings.intake.max_batch_bytes))
+
+    def _learn(self, row: BatchRow, batch: Batch) -> None:
+        if self._engine is None and not self._found_network(row, batch):
+            return
+        engine = self._loaded
+        known_classes = engine.classes
+        labelled = self._labelled(row, batch, engine)
+        change = engine.learner.consider(labelled, len(engine.classes))
+        self._store(change, grown=engine.classes != known_classes)
+        if change.kind == "new":
+            while (again := engine.learner.reconsider(len(engine.classes))) is not None:
+                self._store(again)
+            self._take_up_waiting()
+
+    def _labelled(self, row: BatchRow, batch: Batch, engine: Engine) -> LabelledBatch:
+        """Normalises and encodes a batch; new classes join the list. Raises BatchRejected."""
+        assert batch.y is not None
+        assert row.sha256 is not None
+        try:
+            x = engine.normaliser(batch.x)
+            engine.classes = engine.classes.extended(batch.y)
+        except ShapeMismatch as error:
+            raise BatchRejected("schema_mismatch", str(error)) from None
+        except LabelMismatch as error:
+            raise BatchRejected("bad_labels", str(error)) from None
+        samples = Samples.of(x, engine.classes.encode(batch.y), self.device)
+        return LabelledBatch(row.id, row.sha256, samples)
+
+    def _store(self, change: Change, grown: bool = False) -> None:
+        """One transaction, then the engine and the served snapshot take it over."""
+        engine = self._loaded
+        with self.database.write() as session:
+            if grown:
+                networks.extend_classes(session, list(engine.classes.labels))
+            change = persistence.store_change(session, change, self.settings.learning.active_tasks)
+        engine.learner.apply(change)
+        if change.task is not None:
+            self._serve(change.task)
+            self.learned += len(change.assigned)
+        for done in (*change.assigned, *change.given_up):
+            self.spool.remove(done.sha256)
+        _log_change(change)
+
+    def _serve(self, task: TaskRecord) -> None:
+        assert self.predictor is not None
+        served = ServedTask(task.task_id, task.version, task.packed, task.reference.evidence)
+        self.predictor = self.predictor.with_mask(served, self._loaded.classes)
+
+    # -- the first batches ----------------------------------------------------------------------------------------
+
+    def _found_network(self, row: BatchRow, batch: Batch) -> bool:
+        """Makes the network that fits the first labelled batch; False while its normalisation wants more rows."""
+        settings = self.settings.network
+        waiting = self._waiting_labelled() if settings.normalisation == "feature" else []
+        rows = [b.x for _, b in waiting if b.x.shape[1:] == batch.x.shape[1:]] + [batch.x]
+        if settings.normalisation == "feature" and sum(map(len, rows)) < settings.feature_rows:
+            self._leave_waiting(row, f"waiting for {settings.feature_rows} rows to set the normalisation")
+            return False
+        assert batch.y is not None
+        seen = len(np.unique(batch.y))
+        outputs = settings.outputs or max(SMALLEST_OUTPUTS, settings.headroom * seen)
+        try:
+            classes = ClassList((), outputs).extended(batch.y)
+        except LabelMismatch as error:
+            raise BatchRejected("bad_labels", str(error)) from None
+        architecture = Architecture(batch.x.shape[1:], tuple(settings.hidden), outputs)
+        network = Network(architecture, settings.seed, self.device)
+        normaliser = Normaliser.fitted(settings.normalisation, np.concatenate(rows))
+        with self.database.write() as session:
+            persistence.save_network(session, network, normaliser, classes)
+        self._start_engine(network, normaliser, classes)
+        log.info("network_made", widths=architecture.widths, seed=settings.seed, sha256=network.sha256)
+        for waiting_row, waiting_batch in waiting:
+            self._learn(waiting_row, waiting_batch)
+        return True
+
+    def _waiting_labelled(self) -> list[tuple[BatchRow, Batch]]:
+        with self.database.read() as session:
+            rows = [r for r in ledger.list_unsure(session) if r.provisional is None and r.labelled]
+        return [(row, self._read(row)) for row in rows]
+
+    def _take_up_waiting(self) -> None:
+        """Scores the unlabelled batches that came before there was a task."""
+        with self.database.read() as session:
+            rows = [r for r in ledger.list_unsure(session) if r.provisional is None and not r.labelled]
+        for row in rows:
+            self._process(row)
+
+    def _leave_waiting(self, row: BatchRow, reason: str) -> None:
+        with self.database.write() as session:
+            ledger.finish(session, row.id, ledger.Outcome("unsure", decision="unsure", reason=reason))
+
+    # -- unlabelled and refused -----------------------------------------------------------------------------------
+
+    def _score(self, row: BatchRow, batch: Batch) -> None:
+        """Predicts an unlabelled batch and records what was inferred; nothing is trained."""
+        predictor = self.predictor
+        if predictor is None or not predictor.tasks:
+            self._leave_waiting(row, NO_TASK)
+            return
+        try:
+            answer = predictor.predict(batch.x, place=None, per_sample=False)
+        except ShapeMismatch as error:
+            raise BatchRejected("schema_mismatch", str(error)) from None
+        if self.settings.predictions is not None:
+            write_predictions(self.settings.predictions, row.name, predictor, answer)
+        known, task_id = bool(answer.known[0]), int(answer.task[0])
+        evidence = {
+            "evidence": predictor.evidence,
+            "entropy": round(float(answer.entropy.mean()), 4),
+            "surprise": round(answer.surprise, 3),
+            "surprise_limit": round(answer.limit, 3),
+        }
+        word = "within" if known else "beyond"
+        reason = f"{predictor.evidence} {answer.surprise:.2f} sd from task {task_id}'s own, {word} {answer.limit:.2f}"
+        kind: Kind = "known" if known else "unsure"
+        with self.database.write() as session:
+            ledger.finish(session, row.id, ledger.Outcome("scored", task_id, None, kind, reason))
+            decisions.record(session, row.id, kind, task_id, evidence)
+        self._forget(row)
+        log.info("batch_scored", batch=row.id, name=row.name, task=task_id, known=known)
+
+    def _quarantine(self, row: BatchRow, reason: str) -> None:
+        with self.database.write() as session:
+            ledger.finish(session, row.id, ledger.Outcome("quarantined", reason=reason))
+        self._forget(row)
+        log.warning("batch_quarantined", batch=row.id, name=row.name, reason=reason)
+
+    def _forget(self, row: BatchRow) -> None:
+        assert row.sha256 is not None
+        self.spool.remove(row.sha256)
+
+
+def write_predictions(folder: Path, name: str, predictor: Predictor, answer: Answer) -> None:
+    """FOLDER/NAME.json: one object per row, as `supsup-cli predict --json` prints them; whole or not at all."""
+    rows = zip(
+        predictor.classes.decode(answer.predicted),
+        answer.task.tolist(),
+        answer.entropy.tolist(),
+        answer.known.tolist(),
+        strict=True,
+    )
+    fields = ("label", "task", "entropy", "known")
+    text = json.dumps([dict(zip(fields, row, strict=True)) for row in rows], indent=1)
+    target = folder / f"{name}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(target)
+
+
+def _log_change(change: Change) -> None:
+    batch = change.assigned[-1] if change.assigned else None
+    if change.kind == "new" and change.task is not None:
+        log.info("task_found", task=change.task.task_id, batches=[b.batch_id for b in change.assigned])
+    elif batch is not None and change.task is not None:
+        log.info("batch_learned", batch=batch.batch_id, task=change.task.task_id, version=change.task.version)
+    elif change.provisional is not None:
+        member = change.provisional.members[-1].batch
+        log.info("batch_unsure", batch=member.batch_id, provisional=change.provisional.provisional_id)
+    for given_up in change.given_up:
+        log.warning("batch_given_up", batch=given_up.batch_id)

@@ -1,0 +1,133 @@
+"""The Python client against a real socket."""
+
+import os
+import socket
+import threading
+
+import numpy as np
+import pytest
+from tiny_engine import INPUTS, TinyEngine, serving
+
+from supsupd.client import Client, DaemonError, DaemonUnavailable
+
+
+@pytest.fixture
+def engine():
+    return TinyEngine()
+
+
+@pytest.fixture
+def client(engine, tmp_path):
+    with serving(engine, tmp_path / "s.sock"), Client(tmp_path / "s.sock") as client:
+        yield client
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.uint8, np.int64, np.bool_, ">f4", ">i2"])
+def test_rows_of_any_number_type_are_predicted_as_the_engine_would(client, engine, dtype):
+    x = (np.random.default_rng(2).normal(size=(6, INPUTS)) * 3).clip(0, 100).astype(dtype)
+    wanted = engine.predict(x, None, True)
+    rows = client.predict(x, per_sample=True)
+    assert [row["label"] for row in rows] == wanted.labels
+    assert [row["task"] for row in rows] == wanted.task.tolist()
+    assert [row["known"] for row in rows] == wanted.known.tolist()
+    assert [row["entropy"] for row in rows] == pytest.approx(wanted.entropy.tolist())
+    assert list(rows[0]) == ["label", "task", "entropy", "known"]
+
+
+def test_a_given_task_answers_and_rows_are_pooled_by_default(client):
+    x = np.random.default_rng(3).normal(size=(8, INPUTS))
+    assert {row["task"] for row in client.predict(x, task=2)} == {2}
+    assert len({row["task"] for row in client.predict(x)}) == 1
+    assert {row["task"] for row in client.predict(x, per_sample=True)} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "x", [np.array([[np.nan] * 4]), np.array([["a"] * 4]), np.array([[1j] * 4]), np.array([[None]])]
+)
+def test_what_is_not_numbers_is_refused_before_it_is_sent(client, x):
+    with pytest.raises(ValueError, match=r"^x (holds|must)"):
+        client.predict(x)
+
+
+def test_every_native_route_has_its_method(client, engine):
+    assert client.status()["tasks"] == 2
+    assert client.rename(1, "digits")["name"] == "digits"
+    assert [task["name"] for task in client.tasks()] == ["digits", "task-2"]
+    assert client.task(1)["decisions"]
+    assert client.submit("b 1&2.npz", b"bytes")["state"] == "staged"
+    assert [row["name"] for row in client.batches(state="staged", limit=5)] == ["b 1&2.npz"]
+    assert client.batches(state="committed") == []
+    assert client.scan() == {"pass": 1}
+
+
+def test_a_no_comes_with_its_status_and_reason(client):
+    with pytest.raises(DaemonError, match="there is no task 9") as caught:
+        client.task(9)
+    assert caught.value.status == 404
+    with pytest.raises(DaemonError, match="bad_shape") as caught:
+        client.predict(np.ones((2, 3)))
+    assert caught.value.status == 400
+
+
+def test_a_body_over_the_servers_limit_is_told(engine, tmp_path):
+    with serving(engine, tmp_path / "s.sock", max_body_bytes=1000), Client(tmp_path / "s.sock") as client:
+        with pytest.raises(DaemonError, match="larger than 1000 bytes"):
+            client.submit("big", os.urandom(20_000_000))
+        assert client.status()
+
+
+def test_waiting_asks_for_a_pass_and_returns_once_settled(client, engine):
+    assert client.wait(timeout=30)["settled"]
+    assert engine.passes == 1
+
+
+def test_waiting_gives_up_in_time(client, engine):
+    engine.polls_until_settled = 10**9
+    with pytest.raises(TimeoutError, match=r"not settled after 0\.3 s"):
+        client.wait(timeout=0.3)
+
+
+def test_without_a_daemon_every_method_says_so(tmp_path):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    for path in (tmp_path / "none.sock", tmp_path / "dead.sock", tmp_path / ("s" * 200)):
+        with Client(path) as client, pytest.raises(DaemonUnavailable, match="no supsupd answers at"):
+            client.status()
+
+
+def test_a_daemon_that_does_not_answer_is_unavailable(tmp_path):
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "s.sock"))
+        silent.listen()
+        with (
+            Client(tmp_path / "s.sock", timeout=0.2) as client,
+            pytest.raises(DaemonUnavailable, match=r"did not answer in 0\.2 s"),
+        ):
+            client.status()
+
+
+def test_an_answer_that_is_not_json_is_an_error(tmp_path):
+    def answer(listener):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s.sock"))
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        with (
+            Client(tmp_path / "s.sock") as client,
+            pytest.raises(DaemonError, match="502 without a JSON answer"),
+        ):
+            client.status()
+        thread.join(10)
+
+
+def test_a_proxy_in_the_environment_changes_nothing(client, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    with Client(client.socket) as other:
+        assert other.status()["tasks"] == 2

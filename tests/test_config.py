@@ -1,0 +1,166 @@
+"""The configuration: its order, its checks, and one line for each thing that is wrong."""
+
+import os
+
+import pytest
+
+from supsupd.config import ConfigError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith("SUPSUPD_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def watched(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    return folder
+
+
+def write(tmp_path, text):
+    file = tmp_path / "supsupd.toml"
+    file.write_text(text)
+    return file
+
+
+def problems(flags, file=None):
+    with pytest.raises(ConfigError) as caught:
+        load_settings(flags, file)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    assert all("\n" not in line for line in caught.value.problems)
+    return caught.value.problems
+
+
+def test_flags_go_over_environment_over_file_over_defaults(tmp_path, watched, monkeypatch):
+    file = write(tmp_path, 'device = "cpu"\nlog_level = "debug"\n[learning]\nlr = 0.5\nsteps = 7\nminibatch = 9\n')
+    monkeypatch.setenv("SUPSUPD_LOG_LEVEL", "error")
+    monkeypatch.setenv("SUPSUPD_LEARNING__LR", "0.25")
+    flags = {"watch": [watched], "device": "cuda", "learning": {"steps": 3}}
+    settings = load_settings(flags, file)
+    assert (settings.device, settings.log_level) == ("cuda", "error")
+    learning = settings.learning
+    assert (learning.steps, learning.lr, learning.minibatch, learning.optimiser) == (3, 0.25, 9, "rmsprop")
+
+
+def test_a_flag_that_is_not_given_hides_nothing(tmp_path, watched):
+    file = write(tmp_path, 'device = "cpu"\n')
+    assert load_settings({"watch": [watched], "device": None, "state": None}, file).device == "cpu"
+
+
+def test_lists_in_the_environment_are_written_like_path(tmp_path, watched, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setenv("SUPSUPD_WATCH", f"{watched}:{other}:")
+    monkeypatch.setenv("SUPSUPD_NETWORK__HIDDEN", "64,32")
+    monkeypatch.setenv("SUPSUPD_PREDICTIONS", "")
+    settings = load_settings()
+    assert settings.watch == [watched, other]
+    assert settings.network.hidden == [64, 32]
+    assert settings.predictions is None
+
+
+def test_paths_become_absolute_and_know_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    settings = load_settings({"watch": ["in"], "state": "~/state", "socket": "s.sock"})
+    assert [str(settings.watch[0]), str(settings.socket)] == [f"{tmp_path}/in", f"{tmp_path}/s.sock"]
+    assert str(settings.database) == "/home/somebody/state/supsup.db"
+
+
+def test_settings_cannot_be_changed(watched):
+    settings = load_settings({"watch": [watched]})
+    with pytest.raises(ValueError, match="frozen"):
+        settings.device = "cuda"
+    with pytest.raises(ValueError, match="frozen"):
+        settings.learning.lr = 1.0
+
+
+def test_loading_creates_nothing(tmp_path, watched):
+    flags = {"watch": [watched], "state": tmp_path / "s", "socket": tmp_path / "r" / "x.sock"}
+    load_settings({**flags, "predictions": tmp_path / "p"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+BAD_FILES = [
+    ("colour = 1", "colour: given 1; expected one of the keys device, intake"),
+    ("[learning]\nlrr = 1", "learning.lrr: given 1; expected one of the keys active_tasks"),
+    ("[learning]\nlr = 0", "learning.lr: given 0; expected greater than 0"),
+    ("[learning]\nlr = nan", "learning.lr: given nan; expected"),
+    ('[learning]\nrule = "magic"', "learning.rule: given 'magic'; expected 'threshold' or 'edge-popup'"),
+    ("[learning]\nsteps = 2.5", "learning.steps: given 2.5; expected a valid integer"),
+    ("[learning]\nheld_out = 1.0", "learning.held_out: given 1.0; expected less than 1"),
+    ("learning = 3", "learning: given 3; expected a table of settings"),
+    ("[network]\nhidden = [300, 0]", "network.hidden: given 0; expected greater than 0"),
+    ("[network]\nseed = -1", "network.seed: given -1; expected greater than or equal to 0"),
+    ('[recognition]\nevidence = "hope"', "recognition.evidence: given 'hope'; expected 'entropy', 'energy'"),
+    ("[serving]\nmax_body_bytes = 0", "serving.max_body_bytes: given 0; expected greater than 0"),
+    ('[intake]\nsettle_seconds = "soon"', "intake.settle_seconds: given 'soon'; expected a valid number"),
+    ('device = "tpu"', "device: given 'tpu'; expected 'auto', 'cpu' or 'cuda'"),
+    ('log_format = "xml"', "log_format: given 'xml'; expected 'auto', 'console' or 'json'"),
+    ('state = ""', "state: given ''; expected a path that is not empty"),
+    (f'socket = "/{"s" * 120}"', f"socket: given '/{'s' * 120}'; expected a path of at most 107 bytes"),
+]
+
+
+@pytest.mark.parametrize(("text", "wanted"), BAD_FILES, ids=[text[:30] for text, _ in BAD_FILES])
+def test_a_bad_value_gives_one_line_with_file_key_given_and_expected(tmp_path, watched, text, wanted):
+    file = write(tmp_path, text)
+    (line,) = problems({"watch": [watched]}, file)
+    assert line.startswith(f"{file}: {wanted}")
+
+
+def test_every_problem_is_told_at_once_and_by_its_origin(tmp_path, watched, monkeypatch):
+    monkeypatch.setenv("SUPSUPD_LEARNING__STEPS", "many")
+    monkeypatch.setenv("SUPSUPD_COLOUR", "red")
+    file = write(tmp_path, 'log_level = "loud"\n')
+    lines = problems({"watch": [watched], "device": "tpu"}, file)
+    assert len(lines) == 4
+    assert any(line.startswith("command line: --device: given 'tpu'; expected ") for line in lines)
+    assert any(line.startswith("environment: SUPSUPD_LEARNING__STEPS: given 'many'; ") for line in lines)
+    assert any(line.startswith("environment: SUPSUPD_COLOUR: given 'red'; ") for line in lines)
+    assert any(line.startswith(f"{file}: log_level: given 'loud'; ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"x = = 1", "(at line 1, column 5); expected TOML"),
+        (b"x = '\xff'", "expected TOML"),
+        (None, "No such file"),
+    ],
+)
+def test_a_file_that_is_not_toml_is_named(tmp_path, watched, content, wanted):
+    file = tmp_path / "f.toml"
+    if content is not None:
+        file.write_bytes(content)
+    (line,) = problems({"watch": [watched]}, file)
+    assert line.startswith(f"{file}: ")
+    assert wanted in line
+
+
+def test_a_watched_folder_must_exist_and_there_must_be_one(tmp_path):
+    (tmp_path / "file").touch()
+    lines = problems({"watch": [tmp_path / "none", tmp_path / "file"]})
+    assert [line.startswith("command line: --watch: given ") for line in lines] == [True, True]
+    assert problems({}) == ["defaults: watch: given []; expected at least one folder to watch"]
+
+
+@pytest.mark.parametrize("key", ["state", "socket", "predictions"])
+def test_what_the_daemon_writes_lies_outside_what_it_watches(tmp_path, watched, key):
+    (tmp_path / "link").symlink_to(watched)
+    (line,) = problems({"watch": [tmp_path / "link"], key: watched / "x"})
+    assert f"--{key}: given" in line
+    for path in (watched / "deep" / "x", tmp_path / "link" / "x", watched / ".." / "in" / "x"):
+        (line,) = problems({"watch": [watched], key: path})
+        assert line.startswith(f"command line: --{key}: given ")
+        assert line.endswith(f"expected a path outside the watched folder {watched}")
+
+
+def test_no_watched_folder_lies_in_another(tmp_path, watched):
+    assert "outside the watched folder" in problems({"watch": [tmp_path, watched]})[0]
+    assert "outside the watched folder" in problems({"watch": [watched, watched]})[0]

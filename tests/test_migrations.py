@@ -1,0 +1,191 @@
+"""Migrations: from nothing to exactly the models, all of it or none of it."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic import command
+from sqlalchemy import create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+import storage
+from storage import db, schema
+from storage.db import Database, SchemaMismatch
+from storage.models import Base
+
+NEXT = """
+import os, signal
+import sqlalchemy as sa
+from alembic import op
+revision, down_revision = "0002", "0001"
+def upgrade():
+    op.create_table("half", sa.Column("id", sa.Integer(), primary_key=True))
+    op.add_column("task", sa.Column("half", sa.Integer()))
+    {end}
+"""
+UPGRADE = """
+import sys
+from pathlib import Path
+from storage import db
+db.upgrade(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "supsup.db"
+
+
+def next_migration(tmp_path, end):
+    """A copy of our migrations with one more, which ends with the statement `end`."""
+    location = tmp_path / "migrations"
+    shutil.copytree(Path(storage.__file__).parent / "migrations", location)
+    (location / "versions" / "0002_next.py").write_text(NEXT.format(end=end))
+    return location
+
+
+def tables(path):
+    """Table name -> the lines of its CREATE statement, without order."""
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    return {name: {line.strip().rstrip(",") for line in sql.splitlines()} for name, sql in rows}
+
+
+def test_migrations_from_nothing_equal_the_models(tmp_path, path):
+    db.upgrade(path)
+    wanted = tmp_path / "models.db"
+    engine = create_engine(f"sqlite:///{wanted}")
+    Base.metadata.create_all(engine)
+    migrated = tables(path)
+    del migrated["alembic_version"]
+    assert migrated == tables(wanted)
+
+
+def test_every_constraint_and_index_has_a_name():
+    for table in Base.metadata.tables.values():
+        for item in [*table.constraints, *table.indexes]:
+            assert item.name, f"{table.name}: {item}"
+
+
+def test_every_constraint_has_its_name_in_the_database(path):
+    db.upgrade(path)
+    created = "\n".join(line for lines in tables(path).values() for line in lines)
+    for table in Base.metadata.tables.values():
+        # SQLite cannot name the key of an AUTOINCREMENT table.
+        unnamed = table.primary_key if table.dialect_options["sqlite"]["autoincrement"] else None
+        for constraint in table.constraints - {unnamed}:
+            assert f"CONSTRAINT {constraint.name} " in created
+
+
+def test_the_same_tables_can_be_made_on_postgresql():
+    for table in Base.metadata.sorted_tables:
+        statement = str(CreateTable(table).compile(dialect=postgresql.dialect()))
+        assert all(f"CONSTRAINT {item.name} " in statement for item in table.constraints)
+
+
+def test_upgrade_says_what_it_applied_and_then_nothing(path):
+    assert db.upgrade(path) == ["0001"]
+    before = path.read_bytes()
+    assert db.upgrade(path) == []
+    assert path.read_bytes() == before
+    assert db.check(path) == []
+
+
+def test_downgrade_leaves_no_table(path):
+    db.upgrade(path)
+    with db.migrating(path) as connection:
+        command.downgrade(schema.migration_config(connection), "base")
+    assert set(tables(path)) == {"alembic_version", "sqlite_sequence"}
+    assert db.upgrade(path) == ["0001"]
+
+
+@pytest.mark.parametrize("refuses", [Database.open, db.upgrade])
+def test_a_newer_schema_is_refused(path, refuses):
+    db.upgrade(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaMismatch, match="9999 is newer"):
+        refuses(path)
+    assert "newer" in db.check(path)[0]
+
+
+def test_an_older_schema_is_not_opened(path):
+    sqlite3.connect(path).close()
+    path.touch()
+    with pytest.raises(SchemaMismatch, match="db upgrade"):
+        Database.open(path)
+    assert db.check(path) == ["revision 0001 is not applied: run `supsupd db upgrade`"]
+
+
+def test_a_missing_database_is_not_made_by_opening_it(path):
+    with pytest.raises(SchemaMismatch, match="does not exist"):
+        Database.open(path)
+    assert db.check(path) == [f"{path} does not exist"]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("start", ["from nothing", "from 0001"])
+def test_an_exception_in_a_migration_leaves_the_old_schema(tmp_path, path, start):
+    if start == "from 0001":
+        db.upgrade(path)
+    before = tables(path)
+    with pytest.raises(ZeroDivisionError):
+        db.upgrade(path, str(next_migration(tmp_path, "1 / 0")))
+    assert tables(path) == before
+    assert db.upgrade(path) == ([] if before else ["0001"])
+    assert db.check(path) == []
+
+
+def test_a_kill_in_a_migration_leaves_the_old_schema(tmp_path, path):
+    db.upgrade(path)
+    before = tables(path)
+    location = next_migration(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    killed = subprocess.run([sys.executable, "-c", UPGRADE, path, location], timeout=60)
+    assert killed.returncode == -9
+    assert tables(path) == before
+    assert db.check(path) == []
+
+
+def test_a_migration_that_ends_is_applied(tmp_path, path):
+    location = str(next_migration(tmp_path, "pass"))
+    assert db.upgrade(path, location) == ["0001", "0002"]
+    assert "half" in tables(path)
+    with pytest.raises(SchemaMismatch, match="0002 is newer"):
+        Database.open(path)
+
+
+def test_a_migration_that_orphans_a_row_is_not_applied(tmp_path, path):
+    db.upgrade(path)
+    orphan = "op.execute(\"INSERT INTO training_state VALUES (7, 1, 1, x'', '2026-01-01')\")"
+    with pytest.raises(SchemaMismatch, match="foreign keys"):
+        db.upgrade(path, str(next_migration(tmp_path, orphan)))
+    assert db.check(path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("DROP INDEX ix_batch_state_id", "missing: batch: index ix_batch_state_id"),
+        ("ALTER TABLE cursor ADD COLUMN extra TEXT", "unexpected: cursor: column extra"),
+        ("DROP TABLE training_state", "missing: training_state: column task_id"),
+        ("INSERT INTO training_state VALUES (7, 1, 1, x'', '2026-01-01')", "missing row of task"),
+    ],
+)
+def test_check_tells_what_differs_from_the_models(path, change, problem):
+    db.upgrade(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute(change)
+    assert any(problem in found for found in db.check(path))
+
+
+def test_the_command_line_of_developers_reaches_the_same_migrations(path):
+    root = Path(storage.__file__).parent.parent
+    alembic = [sys.executable, "-m", "alembic", "-c", root / "alembic.ini", "-x", f"database={path}"]
+    for arguments in (["upgrade", "head"], ["check"]):
+        done = subprocess.run([*alembic, *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+    assert db.check(path) == []

@@ -1,0 +1,313 @@
+"""What is stored comes back as it was: masks and decisions once and for ever, tasks, the network, states."""
+
+import sqlite3
+from datetime import timedelta
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, update
+
+from storage import cursors, db, decisions, ledger, masks, networks, packing, tasks, training_states
+from storage.db import Database, StoreError
+from storage.masks import MaskCorrupt, MaskRow, MaskUnknown
+from storage.models import AppendOnlyViolation, DecisionRow, MaskVersionRow, utc_now
+from storage.networks import NetworkFields
+from storage.tasks import TaskFields
+
+FIELDS = TaskFields(version=1, batches=1, samples=128, density=0.5, bytes=13, reference={"entropy": [0.1, 0.2]})
+NETWORK = NetworkFields(
+    architecture={"kind": "mlp", "widths": [784, 300, 100, 50]},
+    seed=2**63 - 1,
+    signs_sha256="a" * 64,
+    normalisation={"rule": "feature"},
+    classes=["cat", "dög"],
+    label_kind="str",
+    config={"density": 0.5},
+    normalisation_data=b"\0\1",
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "supsup.db"
+    db.upgrade(path)
+    return path
+
+
+@pytest.fixture
+def store(path):
+    store = Database.open(path)
+    yield store
+    store.close()
+
+
+def mask(task_id, version, seed=0, n=100):
+    bits = np.random.default_rng(seed).random(n) < 0.5
+    return MaskRow(task_id, version, None, packing.pack(bits), n)
+
+
+def new_task(store, *versions):
+    with store.write() as session:
+        task_id = tasks.create(session, FIELDS)
+        for version in versions:
+            masks.append_mask(session, mask(task_id, version, seed=version))
+    return task_id
+
+
+def damage(path, statement, *values):
+    with sqlite3.connect(path) as connection:
+        assert connection.execute(statement, values).rowcount == 1
+
+
+# Masks
+
+
+def test_the_newest_version_is_the_head_and_every_version_stays(store):
+    first, second = new_task(store, 1, 2, 3), new_task(store, 1)
+    with store.read() as session:
+        assert masks.list_versions(session, first) == [1, 2, 3]
+        assert masks.load_heads(session) == {
+            first: mask(first, 3, seed=3),
+            second: mask(second, 1, seed=1),
+        }
+        assert masks.load_mask(session, first) == mask(first, 3, seed=3).bits
+        assert masks.load_mask(session, first, 2) == mask(first, 2, seed=2).bits
+
+
+def test_a_version_that_is_not_there_says_so(store):
+    task_id = new_task(store, 1)
+    with store.read() as session:
+        assert masks.list_versions(session, 99) == []
+        for missing in [(task_id, 2), (99, None)]:
+            with pytest.raises(MaskUnknown, match="has no mask"):
+                masks.load_mask(session, *missing)
+
+
+def test_a_version_is_written_once(store):
+    task_id = new_task(store, 1)
+    with pytest.raises(StoreError, match="UNIQUE"), store.write() as session:
+        masks.append_mask(session, mask(task_id, 1, seed=9))
+    with store.read() as session:
+        assert masks.load_mask(session, task_id) == mask(task_id, 1, seed=1).bits
+
+
+def test_a_mask_needs_its_task_and_its_length(store):
+    with pytest.raises(StoreError, match="FOREIGN KEY"), store.write() as session:
+        masks.append_mask(session, mask(99, 1))
+    with pytest.raises(ValueError, match="bytes"), store.write() as session:
+        masks.append_mask(session, MaskRow(1, 1, None, b"\0", 9))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda session: setattr(session.get(MaskVersionRow, (1, 1)), "bits", b""),
+        lambda session: session.delete(session.get(MaskVersionRow, (1, 1))),
+        lambda session: session.execute(update(MaskVersionRow).values(density=0)),
+        lambda session: session.execute(delete(MaskVersionRow)),
+        lambda session: setattr(session.get(DecisionRow, 1), "kind", "known"),
+        lambda session: session.execute(delete(DecisionRow)),
+    ],
+)
+def test_masks_and_decisions_are_append_only(store, change):
+    task_id = new_task(store, 1)
+    with store.write() as session:
+        batch_id = ledger.quarantine_arrival(session, "folder", "a.npz", None, "empty")
+        decisions.record(session, batch_id, "new", task_id, {})
+    with pytest.raises(AppendOnlyViolation, match="written once"), store.write() as session:
+        change(session)
+    with store.read() as session:
+        assert masks.load_heads(session) == {task_id: mask(task_id, 1, seed=1)}
+        assert decisions.list_for_batch(session, batch_id)[0].kind == "new"
+
+
+@pytest.mark.parametrize(
+    ("statement", "value", "reason"),
+    [
+        ("UPDATE mask_version SET bits = ?", mask(1, 1, seed=7).bits, "another SHA-256"),
+        ("UPDATE mask_version SET bits = ?", b"\0" * 12, "bytes"),
+        ("UPDATE mask_version SET bits = ?", b"\xff" * 13, "padding"),
+        ("UPDATE mask_version SET sha256 = ?", "0" * 64, "another SHA-256"),
+        ("UPDATE mask_version SET nbits = ?", 99, "density"),
+        ("UPDATE mask_version SET density = ?", 0.25, "density"),
+    ],
+)
+def test_a_corrupt_mask_is_found_and_never_given_out(path, store, statement, value, reason):
+    task_id = new_task(store, 1)
+    damage(path, statement, value)
+    with store.read() as session:
+        for load in (lambda: masks.load_mask(session, task_id), lambda: masks.load_heads(session)):
+            with pytest.raises(MaskCorrupt, match=rf"task {task_id}, version 1: .*{reason}"):
+                load()
+    assert len(db.check(path)) == 1
+    assert f"mask of task {task_id}, version 1" in db.check(path)[0]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 12), st.integers(0, 7))
+def test_every_flipped_bit_is_found(byte, bit):
+    good = mask(1, 1)
+    bits = bytearray(good.bits)
+    bits[byte] ^= 1 << bit
+    row = MaskVersionRow(
+        task_id=1,
+        version=1,
+        batch_id=None,
+        bits=bytes(bits),
+        nbits=100,
+        sha256=good.sha256,
+        density=good.density,
+    )
+    with pytest.raises(MaskCorrupt):
+        masks._verified(row)
+
+
+# Tasks
+
+
+def test_a_task_comes_back_as_it_was_made(store):
+    task_id = new_task(store)
+    with store.read() as session:
+        row = tasks.get_task(session, task_id)
+    assert row.name == f"task-{task_id}"
+    assert (row.version, row.batches, row.samples, row.density, row.bytes) == (1, 1, 128, 0.5, 13)
+    assert row.reference == {"entropy": [0.1, 0.2]}
+    assert (row.accuracy, row.entropy, row.statistics) == (None, None, None)
+    assert abs(utc_now() - row.created_at) < timedelta(minutes=1)
+
+
+def test_an_update_replaces_what_is_known_and_nothing_else(store):
+    task_id, other = new_task(store), new_task(store)
+    changed = TaskFields(2, 2, 256, 0.4, 13, {"entropy": []}, accuracy=0.9, entropy=0.1, statistics=b"s")
+    with store.write() as session:
+        tasks.rename(session, task_id, "digits")
+        tasks.update(session, task_id, changed)
+    with store.read() as session:
+        row, untouched = tasks.list_tasks(session)
+    assert (row.id, row.name, row.version, row.accuracy, row.statistics) == (task_id, "digits", 2, 0.9, b"s")
+    assert row.last_seen_at >= row.created_at
+    assert (untouched.id, untouched.version) == (other, 1)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ä", "x" * 65, "a/b", "a\n"])
+def test_a_name_has_letters_digits_and_little_else(store, name):
+    task_id = new_task(store)
+    with pytest.raises(tasks.NameInvalid), store.write() as session:
+        tasks.rename(session, task_id, name)
+
+
+def test_a_name_belongs_to_one_task(store):
+    first, second = new_task(store), new_task(store)
+    with store.write() as session:
+        tasks.rename(session, first, "digits")
+        tasks.rename(session, first, "digits")
+    with pytest.raises(tasks.NameTaken), store.write() as session:
+        tasks.rename(session, second, "digits")
+
+
+def test_a_default_name_is_always_free_for_its_task(store):
+    task_id = new_task(store)
+    with pytest.raises(tasks.NameTaken), store.write() as session:
+        tasks.rename(session, task_id, f"task-{task_id + 1}")
+    with store.write() as session:
+        tasks.rename(session, task_id, "mine")
+        tasks.rename(session, task_id, f"task-{task_id}")
+    new_task(store)
+
+
+def test_an_unknown_task_says_so(store):
+    with store.write() as session:
+        assert tasks.get_task(session, 99) is None
+        with pytest.raises(tasks.TaskUnknown):
+            tasks.rename(session, 99, "name")
+        with pytest.raises(tasks.TaskUnknown):
+            tasks.update(session, 99, FIELDS)
+
+
+def test_the_id_of_a_lost_task_is_not_given_again(path, store):
+    task_id = new_task(store)
+    damage(path, "DELETE FROM task WHERE id = ?", task_id)
+    assert new_task(store) == task_id + 1
+
+
+# The network
+
+
+def test_the_network_is_written_once_and_comes_back_as_it_was(store):
+    with store.write() as session:
+        assert networks.get_network(session) is None
+        networks.save_network(session, NETWORK)
+    with pytest.raises(networks.NetworkExists), store.write() as session:
+        networks.save_network(session, NETWORK)
+    with store.read() as session:
+        row = networks.get_network(session)
+    assert {name: getattr(row, name) for name in NETWORK.__slots__} == {
+        name: getattr(NETWORK, name) for name in NETWORK.__slots__
+    }
+
+
+def test_the_class_list_only_grows(store):
+    with pytest.raises(networks.NetworkUnknown), store.write() as session:
+        networks.extend_classes(session, ["cat"])
+    with store.write() as session:
+        networks.save_network(session, NETWORK)
+        networks.extend_classes(session, ["cat", "dög", "ant"])
+    for shrunk in (["cat"], ["dög", "cat", "ant"]):
+        with pytest.raises(ValueError, match="grow"), store.write() as session:
+            networks.extend_classes(session, shrunk)
+    with store.read() as session:
+        assert networks.get_network(session).classes == ["cat", "dög", "ant"]
+
+
+# Decisions, cursors, training states
+
+
+def test_decisions_keep_their_evidence_and_their_order(store):
+    task_id = new_task(store)
+    with store.write() as session:
+        batch_id = ledger.quarantine_arrival(session, "folder", "a.npz", None, "empty")
+        decisions.record(session, batch_id, "unsure", None, {"z": [1.5, None], "why": "köder"})
+        for kind in ("new", "known", "known"):
+            decisions.record(session, batch_id, kind, task_id, {})
+    with store.read() as session:
+        assert [row.kind for row in decisions.list_for_batch(session, batch_id)] == [
+            "unsure",
+            "new",
+            "known",
+            "known",
+        ]
+        assert decisions.list_for_batch(session, batch_id)[0].evidence == {"z": [1.5, None], "why": "köder"}
+        newest = decisions.list_for_task(session, task_id, limit=2)
+        assert [row.kind for row in newest] == ["known", "known"]
+        assert newest[0].id > newest[1].id
+        assert len(decisions.list_for_task(session, task_id)) == 3
+
+
+def test_a_cursor_moves_and_belongs_to_its_source(store):
+    with store.write() as session:
+        for source, key, position in [("a", "x", "1"), ("a", "y", "1"), ("b", "x", "7"), ("a", "x", "2")]:
+            cursors.advance(session, source, key, position)
+    with store.read() as session:
+        assert cursors.load_cursors(session, "a") == {"x": "2", "y": "1"}
+        assert cursors.load_cursors(session, "b") == {"x": "7"}
+        assert cursors.load_cursors(session, "c") == {}
+
+
+def test_the_most_recently_saved_states_are_kept(store):
+    first, second, third = (new_task(store) for _ in range(3))
+    with store.write() as session:
+        for version, task_id in enumerate([first, second, third, first]):
+            training_states.save(session, task_id, version, bytes([version]))
+    with store.write() as session:
+        training_states.keep_recent(session, 2)
+    with store.read() as session:
+        states = training_states.load_states(session)
+    assert [(row.task_id, row.version, row.payload) for row in states] == [
+        (first, 3, b"\3"),
+        (third, 2, b"\2"),
+    ]
+    with store.write() as session:
+        training_states.keep_recent(session, 0)
+        assert training_states.load_states(session) == []

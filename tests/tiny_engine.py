@@ -1,0 +1,125 @@
+"""A small real engine: one fixed linear map for each task, answers by least entropy. No torch, no files."""
+
+import contextlib
+import hashlib
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from supsupd.config import ServingSettings
+from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskUnknown
+from supsupd.serving.http import create_app
+from supsupd.serving.server import HttpServer, bind_unix
+
+INPUTS, CLASSES = 4, 3
+
+
+class TinyEngine:
+    """Linear maps (INPUTS, CLASSES) whose ids count from 1; `predict` blocks while `gate` is clear."""
+
+    def __init__(self, tasks=2, labels=(0, 1, 2)):
+        self.weights = np.random.default_rng(0).normal(size=(tasks, INPUTS, CLASSES)) * 3
+        self.names = [f"task-{i + 1}" for i in range(tasks)]
+        self.labels = list(labels)
+        self.ledger = []
+        self.passes = 0
+        self.polls_until_settled = 2
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+
+    def ready(self):
+        return len(self.weights) > 0
+
+    def predict(self, x, task, per_sample):
+        if not self.ready():
+            raise NoModelYet
+        if x.shape[1:] != (INPUTS,):
+            raise BadInput(f"bad_shape: expected rows of {INPUTS}, got {list(x.shape[1:])}")
+        self.entered.set()
+        self.gate.wait(30)
+        logits = x.astype(np.float64) @ self.weights  # (tasks, n, classes)
+        p = np.exp(logits - logits.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        entropy = -(p * np.log(p + 1e-12)).sum(-1)  # (tasks, n)
+        chosen, rows = self._route(entropy, task, per_sample), np.arange(len(x))
+        return Prediction(
+            labels=[self.labels[i] for i in p[chosen, rows].argmax(-1)],
+            probabilities=p[chosen, rows].astype(np.float32),
+            task=(chosen + 1).astype(np.int64),
+            entropy=entropy[chosen, rows].astype(np.float32),
+            known=entropy[chosen, rows] < 1.0,
+            classes=self.labels,
+        )
+
+    def _route(self, entropy, task, per_sample):
+        if task is not None:
+            self._check(task)
+            return np.full(entropy.shape[1], task - 1)
+        return entropy.argmin(0) if per_sample else np.full(entropy.shape[1], entropy.mean(1).argmin())
+
+    def model(self):
+        if not self.ready():
+            return None
+        kind = "str" if isinstance(self.labels[0], str) else "int"
+        return {"input_shape": [INPUTS], "classes": self.labels, "label_kind": kind}
+
+    def status(self):
+        self.polls_until_settled -= self.passes > 0
+        return {
+            "tasks": len(self.names),
+            "sources": [{"name": "w", "passes": self.passes, "pending": 0}],
+            "queue": 0,
+            "settled": self.polls_until_settled <= 0,
+            "network": {"hidden": [300, 100]},
+        }
+
+    def tasks(self):
+        return [{"task": i + 1, "name": name, "accuracy": 0.5} for i, name in enumerate(self.names)]
+
+    def task(self, task_id):
+        if not 1 <= task_id <= len(self.names):
+            return None
+        return {
+            **self.tasks()[task_id - 1],
+            "decisions": [{"batch": 1, "kind": "new", "evidence": {"p": 1e-9}}],
+        }
+
+    def rename(self, task_id, name):
+        self._check(task_id)
+        if name in self.names:
+            raise EngineError(f"the name {name} is taken", 409)
+        if name == "crash":
+            raise ZeroDivisionError("a bug")
+        self.names[task_id - 1] = name
+        return self.tasks()[task_id - 1]
+
+    def batches(self, state, limit):
+        return [row for row in self.ledger if state in (None, row["state"])][:limit]
+
+    def submit(self, name, payload):
+        if not payload:
+            raise BatchRefused("truncated: 0 bytes")
+        sha256 = hashlib.sha256(payload).hexdigest()
+        self.ledger.append({"batch": len(self.ledger) + 1, "name": name, "sha256": sha256, "state": "staged"})
+        return {key: self.ledger[-1][key] for key in ("batch", "state", "sha256")}
+
+    def scan(self):
+        self.passes += 1
+        return {"pass": self.passes}
+
+    def _check(self, task_id):
+        if not 1 <= task_id <= len(self.names):
+            raise TaskUnknown(task_id)
+
+
+@contextlib.contextmanager
+def serving(engine, path: Path, **limits):
+    """`engine` behind a real uvicorn on a real Unix socket at `path`."""
+    server = HttpServer(create_app(engine, ServingSettings(**limits)), [bind_unix(path)])
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(1.0)
