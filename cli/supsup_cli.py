@@ -28,7 +28,7 @@ TASK_FIELDS = (
     "created",
     "last_seen",
 )
-DECISION_FIELDS = ("batch", "kind", "task", "created", "evidence")
+DECISION_FIELDS = ("batch", "name", "decision", "at", "reason")
 BATCH_FIELDS = ("batch", "name", "sha256", "state", "task", "decision", "reason")
 PREDICT_FIELDS = ("label", "task", "entropy", "known")
 

@@ -3,7 +3,7 @@
                       ┌──────────────→ committed | scored | quarantined
     staged → training ┤                     ↑
        ↑         │    └──────→ unsure ──────┘
-       └─────────┘ (restart)
+       └─────────┴ (restart) ────┘
 
 `duplicate` and `quarantined` also come straight from the door, and are final like `committed` and `scored`.
 """
@@ -98,6 +98,22 @@ def release_claims(session: Session) -> int:
     """Put every batch in `training` back to `staged`, as at the start after a crash; returns how many."""
     change = update(BatchRow).where(BatchRow.state == "training").values(state="staged", updated_at=utc_now())
     return _changed(session, change)
+
+
+def release_waiting(session: Session, labelled: bool) -> int:
+    """Put every unsure batch that no provisional task holds back to `staged`; returns how many.
+
+    The labelled ones waited for a network, the others for a task. Once there is one, only a crash can have kept
+    them from being taken up.
+    """
+    waiting = (BatchRow.state == "unsure", BatchRow.provisional.is_(None), BatchRow.labelled.is_(labelled))
+    return _changed(session, update(BatchRow).where(*waiting).values(state="staged", updated_at=utc_now()))
+
+
+def newest_learned(session: Session) -> BatchRow | None:
+    """The labelled batch that was recognised last, decided or not; None when there is none."""
+    query = select(BatchRow).where(BatchRow.labelled.is_(True), BatchRow.state.in_(("committed", "unsure")))
+    return session.scalar(query.order_by(BatchRow.id.desc()).limit(1))
 
 
 def finish(session: Session, batch_id: int, outcome: Outcome) -> None:

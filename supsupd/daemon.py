@@ -107,11 +107,13 @@ class Daemon:
         worker = Worker(settings, database, spool, self._device)
         worker.load()
         intake = Intake(database, spool, settings.intake, worker.notify)
+        self._add_sources(intake, database)
         service = Service(settings, database, worker, intake)
         server = HttpServer(create_app(service, settings.serving), [bind_unix(settings.socket)])
         server.start()
         stack.callback(self._shutdown, server, worker, intake, service)
-        self._watch(intake, database)
+        for progress in intake.progress:
+            self._run_thread(f"watch {progress.source.name}", intake.loop, progress, self._stopping)
         self._run_thread("learn", worker.loop, self._stopping)
         log.info(
             "ready",
@@ -123,7 +125,7 @@ class Daemon:
         )
         return server
 
-    def _watch(self, intake: Intake, database: Database) -> None:
+    def _add_sources(self, intake: Intake, database: Database) -> None:
         settings = self._settings.intake
         times = DirectorySettings(
             settle_seconds=settings.settle_seconds,
@@ -135,8 +137,6 @@ class Daemon:
                 # Named by its path: the cursors survive another order of folders.
                 known = load_cursors(session, str(folder))
             intake.add(DirectorySource(folder, name=str(folder), cursors=known, settings=times))
-        for progress in intake.progress:
-            self._run_thread(f"watch {progress.source.name}", intake.loop, progress, self._stopping)
 
     def _run_thread(self, name: str, target: object, *args: object) -> None:
         # Daemonic: a training that does not end in time must not hold the process.

@@ -37,8 +37,10 @@ def _doubt(evidence: dict[str, Any]) -> str:
     best = evidence["candidates"][0]
     rows = evidence["rows"][1] - evidence["rows"][0]
     if not best["consistent"]:
-        chance = max(best["tail"], 1e-6)
-        return f"task {best['task']} would get {best['errors']} of {rows} wrong (probability {chance:.1g} for its own)"
+        return (
+            f"task {best['task']} has {best['errors']} of {rows} wrong and denies the labels {best['denied']:.2f}, "
+            f"at most {best['denied_limit']:.2f} expected of its own"
+        )
     return f"task {best['task']} does no better than chance on it"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from storage import decisions, ledger, masks, networks, tasks, training_states
 from storage.models import BatchRow, Kind, NetworkRow, TaskRow
 from supsupd.explain import why
-from supsupd.learning.continual import Change, LabelledBatch, TaskRecord
+from supsupd.learning.continual import Change, LabelledBatch, Member, TaskRecord
 from supsupd.learning.device import Device
 from supsupd.learning.labels import ClassList
 from supsupd.learning.learner import TrainingState
@@ -78,12 +78,12 @@ def store_change(session: Session, change: Change, active_tasks: int) -> Change:
     """Writes all that a change did; returns it with the id that a new task got."""
     if change.task is not None:
         change = _store_task(session, change, change.task, active_tasks)
-        for batch in change.assigned:
-            _finish(session, batch, change, "committed")
+        for member in change.assigned:
+            _finish(session, member.batch, change, "committed", _about(member, change))
     elif change.provisional is not None:
-        _finish(session, change.provisional.members[-1].batch, change, "unsure")
+        _finish(session, change.provisional.members[-1].batch, change, "unsure", change.evidence)
     for batch in change.given_up:
-        _finish(session, batch, change, "quarantined")
+        _finish(session, batch, change, "quarantined", change.evidence)
     return change
 
 
@@ -96,7 +96,7 @@ def _store_task(session: Session, change: Change, task: TaskRecord, active_tasks
         bits = task.packed.tobytes()
         masks.append_mask(
             session,
-            masks.MaskRow(task.task_id, task.version, change.assigned[-1].batch_id, bits, 8 * len(bits)),
+            masks.MaskRow(task.task_id, task.version, change.assigned[-1].batch.batch_id, bits, 8 * len(bits)),
         )
     if task.state is not None:
         training_states.save(session, task.task_id, task.version, task.state.to_bytes())
@@ -117,13 +117,21 @@ def _task_fields(task: TaskRecord) -> tasks.TaskFields:
     )
 
 
-def _finish(session: Session, batch: LabelledBatch, change: Change, state: ledger.Result) -> None:
+def _about(member: Member, change: Change) -> dict[str, Any]:
+    """The evidence of the batch that decided, with the rows that were taken of this one."""
+    own = {"rows": [member.start, member.stop], "batch_rows": len(member.batch.samples)}
+    return change.evidence | own | {"decided_with": change.assigned[-1].batch.batch_id}
+
+
+def _finish(
+    session: Session, batch: LabelledBatch, change: Change, state: ledger.Result, evidence: dict[str, Any]
+) -> None:
     task_id = change.task.task_id if change.task is not None and state == "committed" else None
     kind: Kind = change.kind if state == "committed" else "unsure"
     provisional = change.provisional.provisional_id if change.provisional and state == "unsure" else None
     outcome = ledger.Outcome(state, task_id, provisional, kind, why(change, state))
     ledger.finish(session, batch.batch_id, outcome)
-    decisions.record(session, batch.batch_id, kind, task_id, change.evidence)
+    decisions.record(session, batch.batch_id, kind, task_id, evidence)
 
 
 def member_rows(session: Session, row: BatchRow) -> tuple[int, int]:

@@ -80,12 +80,13 @@ class Service:
         }
 
     def status(self) -> dict[str, Any]:
-        with self._database.read() as session:
-            counts = ledger.count_by_state(session)
-        predictor = self._worker.predictor
+        # In this order: what a pass has staged is counted, and what a counted batch sets off is waited for.
         sources = [
             {"name": p.source.name, "passes": p.passes, "pending": p.source.pending()} for p in self._intake.progress
         ]
+        with self._database.read() as session:
+            counts = ledger.count_by_state(session)
+        busy, predictor = self._worker.busy, self._worker.predictor
         queue = counts["staged"] + counts["training"]
         return {
             "version": __version__,
@@ -101,7 +102,7 @@ class Service:
             "learned_batches": self._worker.learned,
             "sources": sources,
             "queue": queue,
-            "settled": queue == 0 and all(source["passes"] and not source["pending"] for source in sources),
+            "settled": not (queue or busy) and all(source["passes"] and not source["pending"] for source in sources),
         }
 
     def _network(self) -> dict[str, Any] | None:
@@ -128,7 +129,8 @@ class Service:
             if row is None:
                 return None
             shown = decisions.list_for_task(session, task_id, SHOWN_DECISIONS)
-            return _task(row) | {"decisions": [_decision(decision) for decision in shown]}
+            batches = {d.batch_id: ledger.load_batch(session, d.batch_id) for d in shown}
+            return _task(row) | {"decisions": [_decision(d, batches[d.batch_id]) for d in shown]}
 
     def rename(self, task_id: int, name: str) -> dict[str, Any]:
         try:
@@ -152,6 +154,8 @@ class Service:
     def submit(self, name: str, payload: bytes) -> dict[str, Any]:
         if self.draining:
             raise BatchRefused("shutting down", 503)
+        if name.startswith("/") or ".." in name.split("/"):
+            raise BadInput(f"bad_request: name {name!r} is not a relative path without '..'")
         try:
             staged, sha256 = self._intake.submit(name, payload)
         except BatchRejected as rejection:
@@ -173,16 +177,18 @@ def _task(row: TaskRow) -> dict[str, Any]:
         "entropy": row.entropy,
         "density": row.density,
         "bytes": row.bytes,
-        "created": row.created_at.isoformat(),
-        "last_seen": row.last_seen_at.isoformat(),
+        "created": row.created_at.isoformat(timespec="seconds"),
+        "last_seen": row.last_seen_at.isoformat(timespec="seconds"),
     }
 
 
-def _decision(row: DecisionRow) -> dict[str, Any]:
+def _decision(row: DecisionRow, batch: BatchRow) -> dict[str, Any]:
     return {
         "batch": row.batch_id,
+        "name": batch.name,
         "decision": row.kind,
-        "at": row.created_at.isoformat(),
+        "at": row.created_at.isoformat(timespec="seconds"),
+        "reason": batch.reason,
         "evidence": row.evidence,
     }
 

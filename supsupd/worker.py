@@ -65,6 +65,7 @@ class Worker:
         self.device = device
         self.predictor: Predictor | None = None
         self.learned = 0
+        self.busy = False
         self._engine: Engine | None = None
         self._wake = threading.Event()
 
@@ -81,11 +82,15 @@ class Worker:
             if row is not None:
                 self._start_engine(*persistence.load_network(row, self.device))
                 records = persistence.load_tasks(session, self._loaded.network)
+                released += ledger.release_waiting(session, labelled=True)
+            if records:
+                released += ledger.release_waiting(session, labelled=False)
         for record in records:
             self._loaded.learner.restore_task(record)
             self._serve(record)
         if self._engine is not None:
             self._rebuild_provisionals(self._engine)
+            self._resume_reconsidering()
         log.info("loaded", tasks=len(records), released=released)
 
     @property
@@ -104,16 +109,30 @@ class Worker:
         )
 
     def _rebuild_provisionals(self, engine: Engine) -> None:
-        groups: dict[int, list[Member]] = {}
         with self.database.read() as session:
-            for row in ledger.list_unsure(session):
-                if row.provisional is not None:
-                    start, stop = persistence.member_rows(session, row)
-                    batch = self._labelled(row, self._read(row), engine)
-                    groups.setdefault(row.provisional, []).append(Member(batch, start, stop))
+            unsure = [row for row in ledger.list_unsure(session) if row.provisional is not None]
+            taken = {row.id: persistence.member_rows(session, row) for row in unsure}
+        groups: dict[int, list[Member]] = {}
+        for row in unsure:
+            try:
+                batch, _ = self._labelled(row, self._read(row), engine)
+            except (BatchRejected, SpoolCorrupt) as refusal:
+                self._quarantine(row, str(refusal))
+                continue
+            groups.setdefault(row.provisional or 0, []).append(Member(batch, *taken[row.id]))
         # In the order of their newest members, as they were touched.
         for number, members in sorted(groups.items(), key=lambda item: item[1][-1].batch.batch_id):
             engine.learner.restore_provisional(engine.learner.rebuild(number, members, len(engine.classes)))
+
+    def _resume_reconsidering(self) -> None:
+        """Goes on where a crash came between the commit of a new task and those of the batches that it explains.
+
+        If the last step found a task and was not interrupted, there is nothing left to reconsider.
+        """
+        with self.database.read() as session:
+            newest = ledger.newest_learned(session)
+        if newest is not None and newest.decision == "new":
+            self._reconsider()
 
     def notify(self) -> None:
         """There is something new to learn."""
@@ -121,33 +140,39 @@ class Worker:
 
     def loop(self, stopping: threading.Event) -> None:
         """Until `stopping`: everything that is staged, then waits for `notify`."""
+        failed = False
         while not stopping.is_set():
             self._wake.clear()
             try:
-                busy = self.step()
-            except Exception:  # the edge: one batch must not end the daemon
+                if failed:
+                    self._set_aside()
+                found, failed = self.step(), False
+            except Exception:  # the edge: neither one batch nor a full disk must end the thread
                 log.exception("learning_failed")
-                busy = self._set_aside()
-            if not busy:
+                found, failed = False, True
+            if not found:
                 self._wake.wait(timeout=1.0)
 
     def step(self) -> bool:
         """Takes one staged batch to its state; False when there was none."""
-        with self.database.write() as session:
-            row = ledger.claim(session)
-        if row is None:
-            return False
-        self._process(row)
-        return True
+        self.busy = True  # until what follows from the batch is done too, after it has its state
+        try:
+            with self.database.write() as session:
+                row = ledger.claim(session)
+            if row is not None:
+                self._process(row)
+            return row is not None
+        finally:
+            self.busy = False
 
-    def _set_aside(self) -> bool:
+    def _set_aside(self) -> None:
         """After a failure: the batch is tried again, and given up at the third time."""
         with self.database.write() as session:
             for row in ledger.list_batches(session, state="training"):
                 if row.attempts >= MAX_ATTEMPTS:
                     reason = f"learning_failed: {row.attempts} attempts failed; the log has the traceback"
                     ledger.finish(session, row.id, ledger.Outcome("quarantined", reason=reason))
-            return ledger.release_claims(session) > 0
+            ledger.release_claims(session)
 
     # -- one batch ------------------------------------------------------------------------------------------------
 
@@ -170,41 +195,46 @@ class Worker:
         if self._engine is None and not self._found_network(row, batch):
             return
         engine = self._loaded
-        known_classes = engine.classes
-        labelled = self._labelled(row, batch, engine)
-        change = engine.learner.consider(labelled, len(engine.classes))
-        self._store(change, grown=engine.classes != known_classes)
+        labelled, classes = self._labelled(row, batch, engine)
+        change = engine.learner.consider(labelled, len(classes))
+        self._store(change, classes)
         if change.kind == "new":
-            while (again := engine.learner.reconsider(len(engine.classes))) is not None:
-                self._store(again)
+            self._reconsider()
             self._take_up_waiting()
 
-    def _labelled(self, row: BatchRow, batch: Batch, engine: Engine) -> LabelledBatch:
-        """Normalises and encodes a batch; new classes join the list. Raises BatchRejected."""
+    def _reconsider(self) -> None:
+        """Decides the unsure batches that the tasks explain by now."""
+        engine = self._loaded
+        while (change := engine.learner.reconsider(len(engine.classes))) is not None:
+            self._store(change, engine.classes)
+
+    def _labelled(self, row: BatchRow, batch: Batch, engine: Engine) -> tuple[LabelledBatch, ClassList]:
+        """Normalises and encodes a batch; the class list that it needs comes too. Raises BatchRejected."""
         assert batch.y is not None
         assert row.sha256 is not None
         try:
             x = engine.normaliser(batch.x)
-            engine.classes = engine.classes.extended(batch.y)
+            classes = engine.classes.extended(batch.y)
         except ShapeMismatch as error:
             raise BatchRejected("schema_mismatch", str(error)) from None
         except LabelMismatch as error:
             raise BatchRejected("bad_labels", str(error)) from None
-        samples = Samples.of(x, engine.classes.encode(batch.y), self.device)
-        return LabelledBatch(row.id, row.sha256, samples)
+        samples = Samples.of(x, classes.encode(batch.y), self.device)
+        return LabelledBatch(row.id, row.sha256, samples), classes
 
-    def _store(self, change: Change, grown: bool = False) -> None:
+    def _store(self, change: Change, classes: ClassList) -> None:
         """One transaction, then the engine and the served snapshot take it over."""
         engine = self._loaded
         with self.database.write() as session:
-            if grown:
-                networks.extend_classes(session, list(engine.classes.labels))
+            if classes != engine.classes:
+                networks.extend_classes(session, list(classes.labels))
             change = persistence.store_change(session, change, self.settings.learning.active_tasks)
+        engine.classes = classes
         engine.learner.apply(change)
         if change.task is not None:
             self._serve(change.task)
             self.learned += len(change.assigned)
-        for done in (*change.assigned, *change.given_up):
+        for done in (*(member.batch for member in change.assigned), *change.given_up):
             self.spool.remove(done.sha256)
         _log_change(change)
 
@@ -317,9 +347,9 @@ def write_predictions(folder: Path, name: str, predictor: Predictor, answer: Ans
 
 
 def _log_change(change: Change) -> None:
-    batch = change.assigned[-1] if change.assigned else None
+    batch = change.assigned[-1].batch if change.assigned else None
     if change.kind == "new" and change.task is not None:
-        log.info("task_found", task=change.task.task_id, batches=[b.batch_id for b in change.assigned])
+        log.info("task_found", task=change.task.task_id, batches=[m.batch.batch_id for m in change.assigned])
     elif batch is not None and change.task is not None:
         log.info("batch_learned", batch=batch.batch_id, task=change.task.task_id, version=change.task.version)
     elif change.provisional is not None:

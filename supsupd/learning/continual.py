@@ -88,7 +88,7 @@ class Change:
     Args:
         task: the task that learned, as it is now; task_id 0 when it is new.
         trained: whether the task's mask is a new version; False when the held-out rows refused the update.
-        assigned: the batches that the task got, in order.
+        assigned: the batches that the task got, in order; the last one decided.
         kind: known, new or unsure.
         evidence: why, as JSON.
         provisional: the provisional task that took the batch, when it stays unsure, or what is left of one.
@@ -100,7 +100,7 @@ class Change:
     evidence: dict[str, Any]
     task: TaskRecord | None = None
     trained: bool = False
-    assigned: tuple[LabelledBatch, ...] = ()
+    assigned: tuple[Member, ...] = ()
     provisional: Provisional | None = None
     closed: tuple[int, ...] = ()
     given_up: tuple[LabelledBatch, ...] = ()
@@ -203,12 +203,13 @@ class ContinualLearner:
         task = self.tasks[known.task]
         samples = _pool(members)
         state = task.state if task.state is not None else self.learner.from_mask(task.packed)
-        update = self.learner.learn(state, samples, self._seed(members[-1]))
+        update = self.learner.learn(state, samples, self._seed(members[-1]), task.reference.labels)
+        labels = samples.y.cpu().numpy()
         packed = update.packed if update.taken else task.packed
         held_out = samples.take(update.held_out)
         scores = self._score(held_out, [packed], classes=1)
         memory = self.settings.memory_rows
-        reference = task.reference.tested(known.errors, len(samples), memory).seen(samples.y.cpu().numpy())
+        reference = task.reference.tested(labels, known.errors, known.denied, memory).seen(labels)
         learned = TaskRecord(
             task_id=task.task_id,
             version=task.version + update.taken,
@@ -227,8 +228,7 @@ class ContinualLearner:
                 "taken": update.taken,
             }
         }
-        batches = tuple(m.batch for m in members)
-        return Change("known", evidence, task=learned, trained=update.taken, assigned=batches)
+        return Change("known", evidence, task=learned, trained=update.taken, assigned=members)
 
     # -- unsure and new -------------------------------------------------------------------------------------------
 
@@ -262,7 +262,7 @@ class ContinualLearner:
         scores = self._score(samples, [host.packed], classes)
         labels = samples.y.cpu().numpy()
         errors = int((scores.predicted[0] != labels).sum())
-        reference = host.reference.tested(errors, len(labels), self.settings.memory_rows)
+        reference = host.reference.tested(labels, errors, 1.0 - scores.label_probability[0], self.settings.memory_rows)
         members = (*host.members, member)
         state = self.learner.train(host.state, _pool(members), self._seed(member))
         return Provisional(
@@ -303,9 +303,8 @@ class ContinualLearner:
             samples=len(pool),
             state=provisional.state,
         )
-        batches = tuple(m.batch for m in provisional.members)
         evidence = self._evidence(verdict) | self._proof(provisional)
-        return Change("new", evidence, task=task, trained=True, assigned=batches, closed=closed)
+        return Change("new", evidence, task=task, trained=True, assigned=provisional.members, closed=closed)
 
     def _keep_unsure(self, provisional: Provisional, opened: bool, verdict: Verdict) -> Change:
         evidence = self._evidence(verdict) | self._proof(provisional)
@@ -331,7 +330,6 @@ class ContinualLearner:
             "rows": [verdict.start, verdict.stop],
             "batch_rows": verdict.count,
             "false_alarm": self.settings.false_alarm,
-            "log_wealth_needed": round(verdict.limit, 3),
             "candidates": [c.to_json() for c in verdict.candidates[:SHOWN_CANDIDATES]],
         }
 

@@ -126,15 +126,15 @@ def one_shot(network: Network, bank: np.ndarray, x: np.ndarray) -> np.ndarray:
     alphas = torch.full((len(bank),), 1.0 / len(bank), device=network.device)
     weights = [torch.zeros_like(weight) for weight in network.weights]
     for alpha, packed in zip(alphas, bank, strict=True):
-        for total, masked in zip(weights, network.masked_weights(packed), strict=True):
-            total.add_(masked, alpha=float(alpha))
+        for total, layer in zip(weights, network.masked_weights(packed), strict=True):
+            total.add_(layer, alpha=float(alpha))
     superposed = [w.requires_grad_() for w in weights]
     gradients = torch.autograd.grad(entropy(network.run(samples, superposed)).mean(), superposed)
     # The superposed weight is Σ α_i (W ⊙ M_i), so ∂H/∂α_i is the gradient's inner product with W ⊙ M_i.
     slopes = np.empty(len(bank))
     for index, packed in enumerate(bank):
         masked = network.masked_weights(packed)
-        slopes[index] = sum(float((g * w).sum()) for g, w in zip(gradients, masked, strict=True))
+        slopes[index] = sum(float((gradient * m).sum()) for gradient, m in zip(gradients, masked, strict=True))
     return -slopes
 
 

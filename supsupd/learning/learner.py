@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +26,7 @@ STEP_KEY = "steps"
 RMSPROP_DECAY = 0.99
 ADAM_DECAYS = (0.9, 0.999)
 EPSILON = 1e-8
+SMOOTHING_ROWS = 8.0
 WORSE_Z = 1.645
 """A good update is refused by chance in at most 5 % of the batches (one-sided normal test on paired differences)."""
 
@@ -167,15 +169,17 @@ class Learner:
     def packed(self, state: TrainingState) -> np.ndarray:
         return self.network.pack(self.mask(state))
 
-    def learn(self, state: TrainingState, batch: Samples, seed: int) -> MaskUpdate:
+    def learn(self, state: TrainingState, batch: Samples, seed: int, seen: Mapping[int, int]) -> MaskUpdate:
         """Trains on a part of the batch and measures the mask before and after on the rest.
 
-        The caller keeps the old mask unless the update is `taken`.
+        `seen` counts the task's rows so far per class index. The caller keeps the old mask unless the update is
+        `taken`.
         """
         training_rows, held_out_rows = self._split(len(batch), seed)
         training, held_out = batch.take(training_rows), batch.take(held_out_rows)
-        trained = self.train(state, training, seed)
-        before, after = self._losses(state, held_out), self._losses(trained, held_out)
+        trained = self.train(state, training, seed, seen)
+        offsets = self._offsets(batch.y, seen)
+        before, after = self._losses(state, held_out, offsets), self._losses(trained, held_out, offsets)
         masks = self.mask(trained)
         kept = sum(int(m.sum()) for m in masks)
         return MaskUpdate(
@@ -188,27 +192,35 @@ class Learner:
             margin=WORSE_Z * float((after - before).std(correction=0)) / math.sqrt(len(held_out)),
         )
 
-    def train(self, state: TrainingState, samples: Samples, seed: int) -> TrainingState:
-        """`steps` minibatch steps, or one pass over the samples if that is longer, at most `max_steps`."""
+    def train(
+        self, state: TrainingState, samples: Samples, seed: int, seen: Mapping[int, int] | None = None
+    ) -> TrainingState:
+        """`steps` minibatch steps, or one pass over the samples if that is longer, at most `max_steps`.
+
+        A batch that shows only a part of the task's classes takes that part of the steps: what it does not show, it
+        cannot keep from being unlearned.
+        """
         settings = self.settings
         size = min(settings.minibatch, len(samples))
         count = min(max(settings.steps, math.ceil(len(samples) / size)), settings.max_steps)
+        count = max(1, round(count * _coverage(samples.y, seen or {})))
         order = np.random.Generator(np.random.Philox(seed))
         working = _copy(state)
+        offsets = self._offsets(samples.y, seen or {})
         drawn = np.empty(0, dtype=np.int64)
         for _ in range(count):
             if len(drawn) < size:
                 drawn = order.permutation(len(samples))
             rows, drawn = drawn[:size], drawn[size:]
-            working = self._step(working, samples.take(rows))
+            working = self._step(working, samples.take(rows), offsets)
         return working
 
-    def _step(self, state: TrainingState, samples: Samples) -> TrainingState:
+    def _step(self, state: TrainingState, samples: Samples, offsets: Tensor) -> TrainingState:
         """One gradient step in place on the working copy."""
         settings = self.settings
         scores = [s.requires_grad_() for s in state.scores]
         logits = masked_forward(samples.x, scores, self.network.weights, settings.rule, settings.density)
-        loss = functional.cross_entropy(logits, samples.y, label_smoothing=settings.label_smoothing)
+        loss = functional.cross_entropy(logits + offsets, samples.y, label_smoothing=settings.label_smoothing)
         gradients = torch.autograd.grad(loss, scores)
         steps = state.steps + 1
         decay = min(settings.averaging, (1 + steps) / (10 + steps))  # a short memory while young
@@ -234,13 +246,38 @@ class Learner:
         held = min(max(1, round(self.settings.held_out * count)), count - 1)
         return (np.sort(order[held:]), np.sort(order[:held])) if held else (order, order)
 
+    def _offsets(self, labels: Tensor, seen: Mapping[int, int]) -> Tensor:
+        """What is added to the logits in training, (outputs,): log of the classes' share in the batch over their share
+        in the task (logit adjustment, Menon et al. 2021).
+
+        A batch of few classes is then no reason to forget the others: the mask learns p(x | class) from it, not that
+        the other classes have gone. Both shares are smoothed by a few rows of the task; 0 for a class never seen.
+        """
+        offsets = torch.zeros(self.network.architecture.outputs, device=labels.device)
+        classes, counts = (v.tolist() for v in torch.unique(labels, return_counts=True))
+        batch = dict(zip(classes, counts, strict=True))
+        task = {label: seen.get(label, 0) + batch.get(label, 0) for label in {*seen, *batch}}
+        rows, total = sum(counts), sum(task.values())
+        for label, count in task.items():
+            share = count / total
+            ratio = (batch.get(label, 0) + SMOOTHING_ROWS * share) / ((rows + SMOOTHING_ROWS) * share)
+            offsets[label] = math.log(ratio)
+        return offsets
+
     @torch.no_grad()
-    def _losses(self, state: TrainingState, samples: Samples) -> Tensor:
+    def _losses(self, state: TrainingState, samples: Samples, offsets: Tensor) -> Tensor:
         """Training loss in nats of each row, (n,)."""
         weights = [torch.where(m, w, 0.0) for m, w in zip(self.mask(state), self.network.weights, strict=True)]
-        logits = self.network.run(samples.x, weights)
+        logits = self.network.run(samples.x, weights) + offsets
         smoothing = self.settings.label_smoothing
         return functional.cross_entropy(logits, samples.y, label_smoothing=smoothing, reduction="none")
+
+
+def _coverage(labels: Tensor, seen: Mapping[int, int]) -> float:
+    """The share of a task's rows, `seen` per class, whose classes occur in labels (n,)."""
+    present = set(torch.unique(labels).tolist())
+    total = sum(seen.values())
+    return sum(count for label, count in seen.items() if label in present) / total if total else 1.0
 
 
 def _copy(state: TrainingState) -> TrainingState:

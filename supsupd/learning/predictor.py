@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -14,8 +13,6 @@ from supsupd.learning.labels import ClassList
 from supsupd.learning.normalise import Normaliser
 from supsupd.learning.recognition import Gauge
 
-SMALLEST_SPREAD = 1e-3
-"""Nats: evidence that never varied is not taken for certain."""
 ROUTING_ROWS = 128
 """Rows of a pooled query that name its task; more would cost time and no longer change the answer."""
 
@@ -124,10 +121,8 @@ class Predictor:
 
     def _standardised(self, raw: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Evidence (k, n) in standard deviations above each mask's own mean."""
-        gauges = [self.tasks[place].evidence for place in places]
-        means = np.array([g.mean for g in gauges])[:, None]
-        spreads = np.array([g.sd for g in gauges])[:, None]
-        return (raw - means) / np.maximum(spreads, SMALLEST_SPREAD)
+        gauges = [self.tasks[place].evidence for place in places.tolist()]
+        return np.stack([gauge.surprise(values) for gauge, values in zip(gauges, raw, strict=True)])
 
     def _answer(self, rows: np.ndarray, inferred: Inference, pooled: bool) -> Answer:
         count, classes = len(rows), len(self.classes)
@@ -150,9 +145,6 @@ class Predictor:
         )
 
     def _limits(self, places: np.ndarray, rows: int) -> np.ndarray:
-        """How surprised a mask is by its own task at most, but for the share `false_alarm` of the queries.
-
-        The mean of `rows` values in standard deviations, plus the uncertainty of the record itself.
-        """
-        counts = np.array([max(self.tasks[place].evidence.count, 1.0) for place in places.tolist()])
-        return NormalDist().inv_cdf(1 - self.false_alarm) * np.sqrt(1.0 / rows + 1.0 / counts)
+        """How surprised each mask may be by `rows` rows of its own task."""
+        limits = np.array([task.evidence.limit(rows, self.false_alarm) for task in self.tasks])
+        return limits[places]

@@ -3,7 +3,10 @@
 Nothing here knows the true task. The evidence is what each mask makes of the batch *before* training on it, against
 that mask's own record:
 
-- consistent: the errors are no more than the task's own past predicts (beta-binomial tail >= `false_alarm`);
+- consistent: the probability that the mask denies to the labels, on average over the rows, is no more than on the
+  task's own past rows of the same classes (gamma law of the mean, exceeded by a batch of the task with chance
+  `false_alarm`). Unlike an error count it sees the hesitation of a mask that is right by luck, and a batch of one
+  hard class does not look foreign;
 - better than chance: betting that the mask knows the labels wins more than k / `false_alarm` against a null that
   only knows how often each label occurs (Ville's inequality), which rejects masks that are right by luck.
 
@@ -16,15 +19,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from supsupd.learning.inference import MaskScores
-from supsupd.learning.statistics import beta_binomial_tail, log_wealth, mixed
+from supsupd.learning.statistics import gamma_quantile, log_wealth, mixed
 
 FLOOR_SHARE = 0.1
-FOREIGN = -1
+BORROWED_ROWS = 8.0
+"""Rows of all classes that a class's own record is eked out with: a class hardly seen has no spread of its own."""
+SMALLEST_SD = 1e-3
+"""Evidence that never varied is not taken for certain."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +45,30 @@ class Gauge:
 
     @property
     def sd(self) -> float:
-        return math.sqrt(self.variance)
+        return max(math.sqrt(self.variance), SMALLEST_SD)
+
+    def joined(self, other: Gauge, weight: float) -> Gauge:
+        """With `weight` more rows like those of `other`."""
+        count = self.count + weight
+        share = weight / count
+        shift = other.mean - self.mean
+        variance = (1 - share) * self.variance + share * other.variance + share * (1 - share) * shift**2
+        return Gauge(count, self.mean + share * shift, variance)
+
+    def surprise(self, values: np.ndarray) -> np.ndarray:
+        """Values in standard deviations above the mean."""
+        return (values - self.mean) / self.sd
+
+    def limit(self, rows: int, error: float) -> float:
+        """What the mean surprise of `rows` rows exceeds with probability `error`, the record's own spread included."""
+        return NormalDist().inv_cdf(1 - error) * math.sqrt(1.0 / rows + 1.0 / max(self.count, 1.0))
+
+    def to_json(self) -> list[float]:
+        return [self.count, self.mean, self.variance]
 
     def updated(self, values: np.ndarray, memory: float) -> Gauge:
-        old = min(self.count, max(memory - len(values), 0.0))
-        count = old + len(values)
-        share = len(values) / count
-        shift = float(values.mean()) - self.mean
-        variance = (1 - share) * self.variance + share * float(values.var()) + share * (1 - share) * shift**2
-        return Gauge(count, self.mean + share * shift, variance)
+        faded = replace(self, count=min(self.count, max(memory - len(values), 0.0)))
+        return faded.joined(Gauge(0.0, float(values.mean()), float(values.var())), len(values))
 
 
 @dataclass(frozen=True)
@@ -54,6 +77,7 @@ class Reference:
 
     Args:
         errors, hits: prequential counts (each batch before it was trained on), fading.
+        denied: prequential probability denied to the label, 1 - p(label), per class index.
         labels: rows seen per class index.
         evidence: of the current mask on rows held out from training.
         entropy: the same in nats.
@@ -61,6 +85,7 @@ class Reference:
 
     errors: float = 0.0
     hits: float = 0.0
+    denied: Mapping[int, Gauge] = field(default_factory=dict)
     labels: Mapping[int, int] = field(default_factory=dict)
     evidence: Gauge = Gauge()
     entropy: Gauge = Gauge()
@@ -70,10 +95,35 @@ class Reference:
         trials = self.errors + self.hits
         return self.hits / trials if trials else None
 
-    def tested(self, errors: int, trials: int, memory: float) -> Reference:
-        """After `errors` in `trials` rows that the mask had not been trained on."""
+    def tested(self, labels: np.ndarray, errors: int, denied: np.ndarray, memory: float) -> Reference:
+        """After rows (n,) that the mask had not been trained on, `errors` of them wrong."""
+        gauges = dict(self.denied)
+        present = np.unique(labels).tolist()
+        share = memory / max(len(gauges.keys() | set(present)), 1)
+        for label in present:
+            gauges[label] = gauges.get(label, Gauge()).updated(denied[labels == label], share)
+        trials = len(denied)
         fade = min(1.0, max(memory - trials, 0.0) / max(self.errors + self.hits, 1e-9))
-        return replace(self, errors=fade * self.errors + errors, hits=fade * self.hits + trials - errors)
+        return replace(
+            self,
+            errors=fade * self.errors + errors,
+            hits=fade * self.hits + trials - errors,
+            denied=gauges,
+        )
+
+    def denied_ceiling(self, labels: np.ndarray, error: float) -> float:
+        """What the mean probability denied to these labels (n,) exceeds with probability `error`.
+
+        Each class's own record, eked out by a few rows of all classes; its spread is included.
+        """
+        everything = reduce(lambda whole, g: whole.joined(g, g.count), self.denied.values(), Gauge())
+        mean, variance = 0.0, 0.0
+        for label, count in zip(*(v.tolist() for v in np.unique(labels, return_counts=True)), strict=True):
+            gauge = self.denied.get(label, Gauge()).joined(everything, BORROWED_ROWS)
+            share = count / len(labels)
+            mean += share * gauge.mean
+            variance += share**2 * gauge.sd**2 * (1.0 / count + 1.0 / gauge.count)
+        return gamma_quantile(max(mean, SMALLEST_SD), variance, error)
 
     def seen(self, labels: np.ndarray) -> Reference:
         classes, counts = np.unique(labels, return_counts=True)
@@ -94,8 +144,9 @@ class Reference:
             "errors": self.errors,
             "hits": self.hits,
             "labels": {str(label): count for label, count in self.labels.items()},
-            "evidence": [self.evidence.count, self.evidence.mean, self.evidence.variance],
-            "entropy": [self.entropy.count, self.entropy.mean, self.entropy.variance],
+            "denied": {str(label): gauge.to_json() for label, gauge in self.denied.items()},
+            "evidence": self.evidence.to_json(),
+            "entropy": self.entropy.to_json(),
         }
 
     @classmethod
@@ -104,6 +155,7 @@ class Reference:
             errors=data["errors"],
             hits=data["hits"],
             labels={int(label): count for label, count in data["labels"].items()},
+            denied={int(label): Gauge(*values) for label, values in data["denied"].items()},
             evidence=Gauge(*data["evidence"]),
             entropy=Gauge(*data["entropy"]),
         )
@@ -111,16 +163,30 @@ class Reference:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One task's evidence on rows start:stop of a batch; `task` is its place among the references, or its id."""
+    """One task's evidence on rows start:stop of a batch; `task` is its place among the references, or its id.
+
+    Args:
+        errors: rows that the mask has wrong.
+        denied: mean probability (n,) denied to the labels, and what it may be: `denied_limit`.
+        wealth: log wealth of betting on the mask, and what it has to reach: `wealth_needed`.
+    """
 
     task: int
     start: int
     stop: int
     errors: int
-    tail: float
+    denied: np.ndarray
+    denied_limit: float
     wealth: float
-    consistent: bool
-    better_than_chance: bool
+    wealth_needed: float
+
+    @property
+    def consistent(self) -> bool:
+        return float(self.denied.mean()) <= self.denied_limit
+
+    @property
+    def better_than_chance(self) -> bool:
+        return self.wealth >= self.wealth_needed
 
     @property
     def known(self) -> bool:
@@ -130,8 +196,10 @@ class Candidate:
         return {
             "task": self.task,
             "errors": self.errors,
-            "tail": round(self.tail, 6),
+            "denied": round(float(self.denied.mean()), 4),
+            "denied_limit": round(self.denied_limit, 4),
             "log_wealth": round(self.wealth, 3),
+            "log_wealth_needed": round(self.wealth_needed, 3),
             "consistent": self.consistent,
             "better_than_chance": self.better_than_chance,
         }
@@ -145,14 +213,12 @@ class Verdict:
         candidates: the evidence of every task on the rows that decide, best first.
         start, stop: the rows that decide: the whole batch, or the longer side of a change point.
         count: rows of the batch.
-        limit: what a candidate's log wealth had to reach.
     """
 
     candidates: list[Candidate]
     start: int
     stop: int
     count: int
-    limit: float
 
     @property
     def known(self) -> Candidate | None:
@@ -174,7 +240,7 @@ class Recogniser:
     def recognise(self, labels: np.ndarray, scores: MaskScores, references: list[Reference], classes: int) -> Verdict:
         """Weighs a batch, labels int64 (n,), under k masks; `scores` of shape (k, n), `classes` known so far."""
         if not references:
-            return Verdict([], 0, len(labels), len(labels), -math.log(self.false_alarm))
+            return Verdict([], 0, len(labels), len(labels))
         null = np.stack([null_probability(labels, r, classes) for r in references])
         whole = self._weigh(labels, scores, references, null, (0, len(labels)))
         rows, rest_explained = self._change_point(scores.label_probability, null)
@@ -191,27 +257,22 @@ class Recogniser:
         rows: tuple[int, int],
     ) -> Verdict:
         part = slice(*rows)
-        limit = math.log(len(references) / self.false_alarm)
-        wrong = (scores.predicted[:, part] != labels[None, part]).sum(axis=1)
-        ratios = scores.label_probability[:, part] / null[:, part]
+        wealth_needed = math.log(len(references) / self.false_alarm)
         candidates = [
-            self._candidate(index, rows, int(wrong[index]), mixed(log_wealth(ratios[index])), reference, limit)
+            Candidate(
+                task=index,
+                start=rows[0],
+                stop=rows[1],
+                errors=int((scores.predicted[index, part] != labels[part]).sum()),
+                denied=1.0 - scores.label_probability[index, part],
+                denied_limit=reference.denied_ceiling(labels[part], self.false_alarm),
+                wealth=mixed(log_wealth(scores.label_probability[index, part] / null[index, part])),
+                wealth_needed=wealth_needed,
+            )
             for index, reference in enumerate(references)
         ]
         candidates.sort(key=lambda c: (not c.known, -c.wealth))
-        return Verdict(candidates, *rows, len(labels), limit)
-
-    def _candidate(
-        self,
-        index: int,
-        rows: tuple[int, int],
-        errors: int,
-        wealth: float,
-        reference: Reference,
-        limit: float,
-    ) -> Candidate:
-        tail = beta_binomial_tail(errors, rows[1] - rows[0], reference.errors + 0.5, reference.hits + 0.5)
-        return Candidate(index, *rows, errors, tail, wealth, tail >= self.false_alarm, wealth >= limit)
+        return Verdict(candidates, *rows, len(labels))
 
     def _change_point(self, probability: np.ndarray, null: np.ndarray) -> tuple[tuple[int, int], bool]:
         """The rows that decide: all, or the longer side of the best single change of explanation; and whether a mask

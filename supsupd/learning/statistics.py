@@ -7,24 +7,18 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import torch
 
 BETS = np.array([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])
 
 
-def beta_binomial_tail(errors: int, trials: int, error_weight: float, hit_weight: float) -> float:
-    """P(E >= errors) for E ~ BetaBinomial(trials, error_weight, hit_weight).
+def gamma_quantile(mean: float, variance: float, error: float) -> float:
+    """What a gamma variable with this mean and variance exceeds with probability `error`.
 
-    The predictive law of the errors in `trials` new rows for a mask whose past is summed up by the two weights.
+    By Wilson and Hilferty (1931) for χ² with f = 2 mean² / variance degrees of freedom.
     """
-    if errors <= 0:
-        return 1.0
-    a, b, n = (torch.tensor(v, dtype=torch.float64) for v in (error_weight, hit_weight, trials))
-    k = torch.arange(errors, trials + 1, dtype=torch.float64)
-    log_choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    log_beta = torch.lgamma(k + a) + torch.lgamma(n - k + b) - torch.lgamma(n + a + b)
-    log_norm = torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
-    return float(torch.exp(torch.logsumexp(log_choose + log_beta - log_norm, 0)).clamp(max=1.0))
+    freedom = 2.0 * mean**2 / variance
+    z = NormalDist().inv_cdf(1.0 - error)
+    return mean * max(0.0, 1.0 - 2.0 / (9.0 * freedom) + z * math.sqrt(2.0 / (9.0 * freedom))) ** 3
 
 
 def log_wealth(ratios: np.ndarray) -> np.ndarray:
@@ -88,9 +82,6 @@ def input_distance(left: InputStatistics, right: InputStatistics) -> float:
 def input_limit(left: InputStatistics, right: InputStatistics, error: float) -> float:
     """The distance that one source exceeds with probability `error`.
 
-    The distance is a mean of correlated squares, taken as χ²_f / f with f effective degrees of freedom (Box 1954;
-    quantile by Wilson and Hilferty 1931).
+    The distance is a mean of correlated squares: χ²_f / f with f effective degrees of freedom (Box 1954).
     """
-    freedom = min(left.freedom, right.freedom)
-    z = NormalDist().inv_cdf(1 - error)
-    return (1 - 2 / (9 * freedom) + z * math.sqrt(2 / (9 * freedom))) ** 3
+    return gamma_quantile(1.0, 2.0 / min(left.freedom, right.freedom), error)

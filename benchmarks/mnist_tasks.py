@@ -1,0 +1,77 @@
+"""MNIST as streams of tasks: which tasks each stream has, and what it is expected to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from common import StreamTask
+from scipy.ndimage import rotate
+
+SIDE = 28
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images uint8 (n, 28, 28) and their digits (n,)."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    @classmethod
+    def load(cls, path: Path, part: str) -> Images:
+        """`part` is train or test; a file with the arrays train_x, train_y, test_x and test_y."""
+        with np.load(path, allow_pickle=False) as file:
+            return cls(file[f"{part}_x"], file[f"{part}_y"])
+
+
+@dataclass(frozen=True)
+class StreamKind:
+    """A stream: `make` gives its true tasks over some images, the same ones for the same generator state."""
+
+    make: Callable[[Images, np.random.Generator], list[StreamTask]]
+    least_accuracy: float
+
+
+def _permuted(images: Images, rng: np.random.Generator, count: int) -> list[StreamTask]:
+    orders = [rng.permutation(SIDE * SIDE) for _ in range(count)]
+    return [StreamTask(f"order {i}", partial(_shuffle, order), images.x, images.y) for i, order in enumerate(orders)]
+
+
+def _shuffle(order: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), -1)[:, order].reshape(x.shape)
+
+
+def _rotated(images: Images, _: np.random.Generator, count: int) -> list[StreamTask]:
+    angles = [turn * 360 // count for turn in range(count)]
+    return [StreamTask(f"{angle}°", partial(_turn, angle), images.x, images.y) for angle in angles]
+
+
+def _turn(angle: int, x: np.ndarray) -> np.ndarray:
+    return rotate(x, angle, axes=(1, 2), reshape=False, order=1)
+
+
+def _split(images: Images, _: np.random.Generator, labels: int) -> list[StreamTask]:
+    """Two digits a task, labelled by the digit modulo `labels`."""
+    tasks = []
+    for first in range(0, 10, 2):
+        mine = images.y // 2 == first // 2
+        tasks.append(StreamTask(f"{first} or {first + 1}", _as_they_are, images.x[mine], images.y[mine] % labels))
+    return tasks
+
+
+def _as_they_are(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def stream_kinds() -> dict[str, StreamKind]:
+    """All streams by name."""
+    return {
+        "permuted": StreamKind(partial(_permuted, count=20), 0.92),
+        "rotated": StreamKind(partial(_rotated, count=12), 0.92),
+        "split": StreamKind(partial(_split, labels=2), 0.99),
+        "split10": StreamKind(partial(_split, labels=10), 0.99),
+    }

@@ -1,0 +1,209 @@
+"""The learning thread over a real store, in this process, so that it can be stopped at exactly one moment."""
+
+import hashlib
+import threading
+from contextlib import contextmanager
+from itertools import count
+
+import numpy as np
+import pytest
+from daemon_process import ask, until, what_was_learned
+from digits import draw, held_out
+
+from storage import ledger
+from storage.db import Database, StoreError, upgrade
+from storage.spool import Spool
+from streams.batch import Batch
+from streams.formats import encode
+from supsupd.config import NetworkSettings, Settings
+from supsupd.learning.device import pick_device, use_threads
+from supsupd.worker import Worker
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class MortalDatabase(Database):
+    """Its process dies right after the commit number `last`."""
+
+    last, commits = 0, 0
+
+    @contextmanager
+    def write(self):
+        with super().write() as session:
+            yield session
+        self.commits += 1
+        if self.commits == self.last:
+            raise Killed
+
+
+class FullDisk(Database):
+    """The commits whose numbers are in `full` fail."""
+
+    full, commits = (), 0
+
+    @contextmanager
+    def write(self):
+        with super().write() as session:
+            yield session
+            self.commits += 1
+            if self.commits in self.full:
+                raise StoreError("disk full")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    use_threads(1)  # as the daemon does: bits repeat for the same number
+
+
+@pytest.fixture
+def new_store(tmp_path):
+    """Makes settings for an empty state directory."""
+    numbers = count()
+
+    def make(**network):
+        root = tmp_path / str(next(numbers))
+        (root / "watch").mkdir(parents=True)
+        shape = NetworkSettings(hidden=[100], **network)
+        settings = Settings(watch=[root / "watch"], state=root / "state", socket=root / "sock", network=shape)
+        upgrade(settings.database)
+        return settings
+
+    return make
+
+
+def stage(settings, database, batches):
+    for number, batch in enumerate(batches):
+        payload = encode(Batch(batch["x"], batch.get("y")))
+        sha256 = hashlib.sha256(payload).hexdigest()
+        Spool(settings.state / "spool").store(sha256, payload)
+        entry = ledger.Entry("test", f"{number}", sha256, len(payload), len(batch["x"]), "y" in batch)
+        with Database.write(database) as session:
+            ledger.stage(session, entry)
+
+
+@contextmanager
+def worker_of(settings, kind=Database, batches=()):
+    """A loaded worker as at the daemon's start, over a database of this kind; the batches are staged before."""
+    database = kind.open(settings.database)
+    try:
+        stage(settings, database, batches)
+        yield Worker(settings, database, Spool(settings.state / "spool"), pick_device("cpu"))
+    finally:
+        database.close()
+
+
+def learn_all(worker):
+    worker.load()
+    while worker.step():
+        pass
+
+
+def states(settings):
+    return [state for (state,) in ask(settings.state, "SELECT state FROM batch ORDER BY id")]
+
+
+def mixed_stream():
+    """Three tasks without order, batches that straddle two, and two without labels before there is a task."""
+    tasks = np.random.default_rng(2).integers(0, 3, 24).tolist()
+    batches = []
+    for turn, task in enumerate(tasks):
+        batch = draw(task, turn, rows=32)
+        if turn % 3 == 0:
+            other = draw((task + 1) % 3, turn, rows=16)
+            batch = {key: np.concatenate([batch[key][:16], other[key]]) for key in batch}
+        batches.append(batch)
+    unlabelled = [{"x": held_out(task)[0][:30]} for task in (0, 1)]
+    return [unlabelled[0], *batches[:2], unlabelled[1], *batches[2:]]
+
+
+def killed_lives(settings, batches, commits):
+    """As many lives as it takes, each ending after one of `commits` in turn; returns how many it took."""
+    MortalDatabase.open(settings.database).close()
+    for life in count():
+        with worker_of(settings, MortalDatabase, batches if life == 0 else ()) as worker:
+            worker.database.last = commits[life % len(commits)]
+            try:
+                learn_all(worker)
+                return life
+            except Killed:
+                continue
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("network", "commits"),
+    [({}, (3,)), ({}, (2, 4)), ({"normalisation": "feature", "feature_rows": 100}, (3, 2, 5))],
+    ids=["after each", "now and then", "while the normalisation is found"],
+)
+def test_a_crash_after_any_commit_changes_no_bit(new_store, network, commits):
+    batches = mixed_stream()
+    whole, torn = new_store(**network), new_store(**network)
+    with worker_of(whole, batches=batches) as worker:
+        learn_all(worker)
+    order = [batch for (batch,) in ask(whole.state, "SELECT batch_id FROM decision WHERE kind = 'known' ORDER BY id")]
+    assert order != sorted(order), "the stream must have batches that are decided late"
+    assert killed_lives(torn, batches, commits) > len(batches) // 3
+    expected = what_was_learned(whole.state)
+    for part, value in what_was_learned(torn.state).items():
+        assert value == expected[part], part
+
+
+def test_a_full_disk_costs_no_batch_and_no_class(new_store):
+    settings = new_store()
+    batches = [draw(0, turn) for turn in range(3)]
+    few = [{key: value[batch["y"] < 8] for key, value in batch.items()} for batch in batches[:2]]
+    with worker_of(settings, FullDisk, [*few, batches[2]]) as worker:
+        worker.load()
+        while states(settings)[1] != "committed":
+            worker.step()
+        # The claim succeeds; what was learned cannot be stored, nor the batch be put back, at first.
+        worker.database.full = range(worker.database.commits + 2, worker.database.commits + 4)
+        stopping = threading.Event()
+        thread = threading.Thread(target=worker.loop, args=(stopping,))
+        thread.start()
+        try:
+            until(lambda: states(settings)[2] == "committed")
+        finally:
+            stopping.set()
+            worker.notify()
+            thread.join()
+        learned = worker.predictor.classes.labels
+    assert sorted(learned) == list(range(10))
+    with worker_of(settings) as again:
+        again.load()
+        assert again.predictor.classes.labels == learned
+
+
+def test_unsure_bytes_that_are_damaged_do_not_prevent_the_start(new_store):
+    settings = new_store()
+    with worker_of(settings, batches=[draw(0, 0, rows=16)]) as worker:
+        learn_all(worker)
+        assert states(settings) == ["unsure"]
+    (spooled,) = (settings.state / "spool").iterdir()
+    spooled.write_bytes(b"damaged")
+    with worker_of(settings) as worker:
+        worker.load()
+    assert ask(settings.state, "SELECT state, reason FROM batch") == [
+        ("quarantined", f"spool: the content of {spooled.name} has another hash")
+    ]
+
+
+def test_it_is_busy_until_the_consequences_of_a_batch_are_done_too(new_store):
+    settings = new_store()
+    seen = []
+
+    class Watched(Database):
+        @contextmanager
+        def write(self):
+            with super().write() as session:
+                yield session
+            seen.append((states(settings), worker.busy))
+
+    early = {"x": held_out(0)[0][:20]}
+    with worker_of(settings, Watched, [early, draw(0, 0), draw(0, 1)]) as worker:
+        learn_all(worker)
+    decided = [busy for found, busy in seen if found == ["unsure", "committed", "committed"]]
+    assert decided == [True]  # "early" waits, nothing is queued: not settled yet
+    assert states(settings) == ["scored", "committed", "committed"]
