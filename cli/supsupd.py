@@ -1,6 +1,7 @@
 """`supsupd`: runs the daemon and looks after its database and configuration."""
 
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,10 @@ def main(
     """A daemon for continual learning without task labels."""
 
 
+def _leave(*_: object) -> None:
+    raise SystemExit(0)
+
+
 @app.command()
 def start(
     watch: Watch = None,
@@ -65,6 +70,8 @@ def start(
     """Run the daemon in the foreground until SIGTERM or SIGINT."""
     flags = {"watch": watch, "state": state, "socket": socket, "predictions": predictions, "device": device}
     settings = _load(flags, config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)  # until the daemon takes them over: nothing is open yet
     # Only now: torch takes seconds to import, a wrong setting should not.
     from supsupd import daemon, logs
 

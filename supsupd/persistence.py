@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import structlog
+from safetensors import SafetensorError
 
 from storage import decisions, ledger, masks, networks, tasks, training_states
 from storage.models import BatchRow, Kind, NetworkRow, TaskRow
@@ -24,6 +26,8 @@ from supsupd.learning.recognition import Reference
 
 if TYPE_CHECKING:
     from storage.db import Session
+
+log = structlog.get_logger("supsupd.storage")
 
 
 def save_network(session: Session, network: Network, normaliser: Normaliser, classes: ClassList) -> None:
@@ -70,8 +74,17 @@ def _task_record(row: TaskRow, bits: bytes, payload: bytes | None, network: Netw
         reference=Reference.from_json(row.reference),
         batches=row.batches,
         samples=row.samples,
-        state=TrainingState.from_bytes(payload, network.device) if payload is not None else None,
+        state=_training_state(row.id, payload, network) if payload is not None else None,
     )
+
+
+def _training_state(task_id: int, payload: bytes, network: Network) -> TrainingState | None:
+    """None when the stored state is damaged: its mask is whole, and training goes on from the bits."""
+    try:
+        return TrainingState.from_bytes(payload, network.device)
+    except (SafetensorError, KeyError, ValueError) as error:
+        log.warning("training_state_damaged", task=task_id, reason=str(error))
+        return None
 
 
 def store_change(session: Session, change: Change, active_tasks: int) -> Change:

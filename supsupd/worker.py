@@ -6,34 +6,31 @@ is replaced, so that nothing is ever served that a crash could take back.
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import structlog
 
 from storage import decisions, ledger, networks
 from storage.db import Database
-from storage.models import BatchRow, Kind
+from storage.models import BatchRow
 from storage.spool import Spool, SpoolCorrupt
 from streams.batch import Batch, BatchRejected
 from streams.formats import Limits, decode
 from supsupd import persistence
 from supsupd.config import Settings
+from supsupd.founding import found_network, wants_more_rows
 from supsupd.learning.continual import Change, ContinualLearner, LabelledBatch, Member, TaskRecord
 from supsupd.learning.device import Device
 from supsupd.learning.inference import Scorer
 from supsupd.learning.labels import ClassList, LabelMismatch
 from supsupd.learning.learner import Samples
-from supsupd.learning.network import Architecture, Network
+from supsupd.learning.network import Network
 from supsupd.learning.normalise import Normaliser, ShapeMismatch
-from supsupd.learning.predictor import Answer, Predictor, ServedTask
+from supsupd.learning.predictor import Predictor, ServedTask
+from supsupd.scoring import score, write_predictions
 
 MAX_ATTEMPTS = 3
-SMALLEST_OUTPUTS = 100
-"""Fewest output neurons by default: entropy tells tasks apart only among enough superfluous ones."""
 NO_TASK = "no task is known yet; it is scored as soon as there is one"
 
 log = structlog.get_logger("supsupd.learning")
@@ -246,29 +243,20 @@ class Worker:
     # -- the first batches ----------------------------------------------------------------------------------------
 
     def _found_network(self, row: BatchRow, batch: Batch) -> bool:
-        """Makes the network that fits the first labelled batch; False while its normalisation wants more rows."""
+        """Makes the network that fits the first labelled batches; False while its normalisation wants more rows."""
         settings = self.settings.network
         waiting = self._waiting_labelled() if settings.normalisation == "feature" else []
-        rows = [b.x for _, b in waiting if b.x.shape[1:] == batch.x.shape[1:]] + [batch.x]
-        if settings.normalisation == "feature" and sum(map(len, rows)) < settings.feature_rows:
+        batches = [b for _, b in waiting if b.x.shape[1:] == batch.x.shape[1:]] + [batch]
+        if wants_more_rows(settings, batches):
             self._leave_waiting(row, f"waiting for {settings.feature_rows} rows to set the normalisation")
             return False
-        assert batch.y is not None
-        seen = len(np.unique(batch.y))
-        outputs = settings.outputs or max(SMALLEST_OUTPUTS, settings.headroom * seen)
-        try:
-            classes = ClassList((), outputs).extended(batch.y)
-        except LabelMismatch as error:
-            raise BatchRejected("bad_labels", str(error)) from None
-        architecture = Architecture(batch.x.shape[1:], tuple(settings.hidden), outputs)
-        network = Network(architecture, settings.seed, self.device)
-        normaliser = Normaliser.fitted(settings.normalisation, np.concatenate(rows))
+        network, normaliser, classes = found_network(settings, batches, self.device)
         with self.database.write() as session:
             persistence.save_network(session, network, normaliser, classes)
         self._start_engine(network, normaliser, classes)
-        log.info("network_made", widths=architecture.widths, seed=settings.seed, sha256=network.sha256)
-        for waiting_row, waiting_batch in waiting:
-            self._learn(waiting_row, waiting_batch)
+        log.info("network_made", widths=network.architecture.widths, seed=settings.seed, sha256=network.sha256)
+        for waiting_row, _ in waiting:
+            self._process(waiting_row)
         return True
 
     def _waiting_labelled(self) -> list[tuple[BatchRow, Batch]]:
@@ -295,27 +283,15 @@ class Worker:
         if predictor is None or not predictor.tasks:
             self._leave_waiting(row, NO_TASK)
             return
-        try:
-            answer = predictor.predict(batch.x, place=None, per_sample=False)
-        except ShapeMismatch as error:
-            raise BatchRejected("schema_mismatch", str(error)) from None
+        scored = score(predictor, batch)
         if self.settings.predictions is not None:
-            write_predictions(self.settings.predictions, row.name, predictor, answer)
-        known, task_id = bool(answer.known[0]), int(answer.task[0])
-        evidence = {
-            "evidence": predictor.evidence,
-            "entropy": round(float(answer.entropy.mean()), 4),
-            "surprise": round(answer.surprise, 3),
-            "surprise_limit": round(answer.limit, 3),
-        }
-        word = "within" if known else "beyond"
-        reason = f"{predictor.evidence} {answer.surprise:.2f} sd from task {task_id}'s own, {word} {answer.limit:.2f}"
-        kind: Kind = "known" if known else "unsure"
+            write_predictions(self.settings.predictions, row.name, predictor, scored.answer)
+        outcome = ledger.Outcome("scored", scored.task_id, None, scored.kind, scored.reason)
         with self.database.write() as session:
-            ledger.finish(session, row.id, ledger.Outcome("scored", task_id, None, kind, reason))
-            decisions.record(session, row.id, kind, task_id, evidence)
+            ledger.finish(session, row.id, outcome)
+            decisions.record(session, row.id, scored.kind, scored.task_id, scored.evidence)
         self._forget(row)
-        log.info("batch_scored", batch=row.id, name=row.name, task=task_id, known=known)
+        log.info("batch_scored", batch=row.id, name=row.name, task=scored.task_id, decision=scored.kind)
 
     def _quarantine(self, row: BatchRow, reason: str) -> None:
         with self.database.write() as session:
@@ -326,24 +302,6 @@ class Worker:
     def _forget(self, row: BatchRow) -> None:
         assert row.sha256 is not None
         self.spool.remove(row.sha256)
-
-
-def write_predictions(folder: Path, name: str, predictor: Predictor, answer: Answer) -> None:
-    """FOLDER/NAME.json: one object per row, as `supsup-cli predict --json` prints them; whole or not at all."""
-    rows = zip(
-        predictor.classes.decode(answer.predicted),
-        answer.task.tolist(),
-        answer.entropy.tolist(),
-        answer.known.tolist(),
-        strict=True,
-    )
-    fields = ("label", "task", "entropy", "known")
-    text = json.dumps([dict(zip(fields, row, strict=True)) for row in rows], indent=1)
-    target = folder / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(target)
 
 
 def _log_change(change: Change) -> None:

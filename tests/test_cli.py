@@ -107,7 +107,7 @@ def test_json_is_one_array_of_objects(served, rows):
 
     assert array("status")[0]["tasks"] == 2
     assert [task["task"] for task in array("tasks", "list")] == [1, 2]
-    assert array("tasks", "show", 2)[0]["decisions"][0]["kind"] == "new"
+    assert array("tasks", "show", 2)[0]["decisions"][0]["decision"] == "new"
     assert array("batches", "list") == []
     predicted = array("predict", rows, "--per-sample")
     assert len(predicted) == 5

@@ -115,7 +115,7 @@ def test_before_the_first_task_the_server_lives_but_is_not_ready(path):
 def test_the_native_routes_reach_the_engine(served, engine):
     assert ask(served, url="/v1/status").json()["tasks"] == 2
     assert [task["task"] for task in ask(served, url="/v1/tasks").json()] == [1, 2]
-    assert ask(served, url="/v1/tasks/2").json()["decisions"][0]["kind"] == "new"
+    assert ask(served, url="/v1/tasks/2").json()["decisions"][0]["decision"] == "new"
     assert ask(served, "PATCH", "/v1/tasks/2", json={"name": "digits"}).json()["name"] == "digits"
     assert engine.names == ["task-1", "digits"]
     submitted = ask(served, "POST", "/v1/batches", params={"name": "a/ü.npz"}, content=b"bytes")

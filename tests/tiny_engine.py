@@ -83,7 +83,7 @@ class TinyEngine:
             return None
         return {
             **self.tasks()[task_id - 1],
-            "decisions": [{"batch": 1, "kind": "new", "evidence": {"p": 1e-9}}],
+            "decisions": [{"batch": 1, "decision": "new", "evidence": {"p": 1e-9}}],
         }
 
     def rename(self, task_id, name):

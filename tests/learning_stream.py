@@ -1,0 +1,62 @@
+"""A stream through the continual learner alone, in memory: what it decides about each batch."""
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from supsupd.config import LearningSettings, RecognitionSettings
+from supsupd.learning.continual import ContinualLearner, LabelledBatch
+from supsupd.learning.inference import Scorer
+from supsupd.learning.learner import Samples
+from supsupd.learning.network import Architecture, Network
+from supsupd.learning.normalise import Normaliser
+
+
+def small_network(inputs=64, hidden=(100,), outputs=100, seed=0):
+    return Network(Architecture((inputs,), hidden, outputs), seed)
+
+
+def samples_of(x, y):
+    x = Normaliser("sample", x.shape[1:])(x)
+    return Samples(torch.from_numpy(x), torch.from_numpy(np.asarray(y, dtype=np.int64)))
+
+
+@dataclass
+class Stream:
+    """Feeds batches one by one; `task_of` says where each went (batch id -> task id)."""
+
+    classes: int = 10
+    learning: LearningSettings = field(default_factory=LearningSettings)
+    recognition: RecognitionSettings = field(default_factory=RecognitionSettings)
+    task_of: dict = field(default_factory=dict)
+    given_up: list = field(default_factory=list)
+    count: int = 0
+
+    def __post_init__(self):
+        network = small_network()
+        scorer = Scorer(network, "entropy", threads=1)
+        self.learner = ContinualLearner(network, scorer, self.learning, self.recognition)
+
+    def feed(self, x, y):
+        """The kind of the decision about this batch."""
+        self.count += 1
+        digest = hashlib.sha256(x.tobytes() + np.asarray(y).tobytes()).hexdigest()
+        change = self.learner.consider(LabelledBatch(self.count, digest, samples_of(x, y)), self.classes)
+        self._take(change)
+        while change.kind == "new" and (again := self.learner.reconsider(self.classes)) is not None:
+            self._take(again)
+        return change.kind
+
+    def _take(self, change):
+        if change.kind == "new":
+            change = replace(change, task=replace(change.task, task_id=len(self.learner.tasks) + 1))
+        self.task_of |= {member.batch.batch_id: change.task.task_id for member in change.assigned}
+        self.given_up += [batch.batch_id for batch in change.given_up]
+        self.learner.apply(change)
+
+    def accuracy(self, task_id, x, y):
+        samples = samples_of(x, y)
+        logits = self.learner.network.forward(samples.x, self.learner.tasks[task_id].packed)
+        return float((logits[:, : self.classes].argmax(dim=1) == samples.y).float().mean())

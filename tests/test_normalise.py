@@ -1,0 +1,62 @@
+"""Input normalisation: one frozen rule, whatever comes in."""
+
+import numpy as np
+import pytest
+
+from supsupd.learning.normalise import Normaliser, ShapeMismatch
+
+
+def rows(count=20, shape=(6, 6), seed=0):
+    return np.random.default_rng(seed).random((count, *shape)) * 200
+
+
+def test_each_row_is_standardised_by_itself_so_scale_and_offset_do_not_matter():
+    x = rows()
+    normalise = Normaliser("sample", x.shape[1:])
+    np.testing.assert_allclose(normalise(x * 1000 - 7), normalise(x), atol=1e-5)
+    np.testing.assert_allclose(normalise(x).mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(normalise(x).std(axis=1), 1, atol=1e-5)
+
+
+def test_a_rule_from_features_is_frozen_and_survives_being_stored():
+    first = rows()
+    rule = Normaliser.fitted("feature", first)
+    again = Normaliser.from_stored(*rule.to_stored())
+    other = rows(seed=1) * 3
+    assert np.array_equal(rule(other), again(other))
+    np.testing.assert_allclose(rule(first).mean(axis=0), 0, atol=1e-6)
+    assert abs(rule(other).mean()) > 0.5  # later data do not move it
+
+
+def test_no_rule_only_flattens():
+    x = rows()
+    assert np.array_equal(Normaliser("none", (6, 6))(x), x.reshape(20, 36).astype(np.float32))
+
+
+@pytest.mark.parametrize("rule", ["sample", "feature", "none"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float16, np.float64, np.bool_])
+def test_every_numeric_type_gives_finite_float32(rule, dtype):
+    x = rows().astype(dtype)
+    out = Normaliser.fitted(rule, x)(x)
+    assert out.dtype == np.float32
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("rule", ["sample", "feature", "none"])
+@pytest.mark.parametrize("x", [np.zeros((4, 9)), np.full((4, 9), 1e300), np.full((4, 9), 7)])
+def test_constant_and_enormous_rows_stay_finite(rule, x):
+    assert np.isfinite(Normaliser.fitted(rule, x)(x)).all()
+    mixed = np.where(np.arange(9) % 2, x, -x)
+    assert np.isfinite(Normaliser(rule, (9,), np.zeros(9), np.ones(9))(mixed)).all()
+
+
+def test_images_and_vectors_of_one_width_are_the_same_rows():
+    x = rows()
+    normalise = Normaliser("sample", (6, 6))
+    assert np.array_equal(normalise(x), normalise(x.reshape(20, 36)))
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (37,), (6, 6, 3)])
+def test_another_width_is_refused_with_both_shapes(shape):
+    with pytest.raises(ShapeMismatch, match=r"the network takes \(6, 6\)"):
+        Normaliser("sample", (6, 6))(rows(shape=shape))
