@@ -27,6 +27,11 @@ class Images:
         with np.load(path, allow_pickle=False) as file:
             return cls(file[f"{part}_x"], file[f"{part}_y"])
 
+    def shuffled(self, rng: np.random.Generator) -> Images:
+        """In random order: MNIST's own goes by writer, so that neighbours are no random draw."""
+        order = rng.permutation(len(self.y))
+        return Images(self.x[order], self.y[order])
+
 
 @dataclass(frozen=True)
 class StreamKind:

@@ -159,7 +159,8 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
-    data = Data(Images.load(options.data, "train"), Images.load(options.data, "test"))
+    test = Images.load(options.data, "test").shuffled(np.random.default_rng(options.seed))
+    data = Data(Images.load(options.data, "train"), test)
     console = Console()
     results = []
     for name in options.streams:

@@ -126,7 +126,7 @@ def _task_fields(task: TaskRecord) -> tasks.TaskFields:
         bytes=task.packed.nbytes,
         reference=task.reference.to_json(),
         accuracy=task.reference.accuracy,
-        entropy=task.reference.entropy.mean if task.reference.entropy.count else None,
+        entropy=task.reference.evidence["entropy"].mean,
     )
 
 

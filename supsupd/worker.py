@@ -97,7 +97,7 @@ class Worker:
 
     def _start_engine(self, network: Network, normaliser: Normaliser, classes: ClassList) -> None:
         recognition, learning = self.settings.recognition, self.settings.learning
-        scorer = Scorer(network, recognition.evidence, learning.threads)
+        scorer = Scorer(network, learning.threads)
         scorer.warm_up()
         learner = ContinualLearner(network, scorer, learning, recognition)
         self._engine = Engine(network, normaliser, classes, learner)
@@ -237,7 +237,8 @@ class Worker:
 
     def _serve(self, task: TaskRecord) -> None:
         assert self.predictor is not None
-        served = ServedTask(task.task_id, task.version, task.packed, task.reference.evidence)
+        gauge = task.reference.evidence[self.settings.recognition.evidence]
+        served = ServedTask(task.task_id, task.version, task.packed, gauge)
         self.predictor = self.predictor.with_mask(served, self._loaded.classes)
 
     # -- the first batches ----------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Stream:
 
     def __post_init__(self):
         network = small_network()
-        scorer = Scorer(network, "entropy", threads=1)
+        scorer = Scorer(network, threads=1)
         self.learner = ContinualLearner(network, scorer, self.learning, self.recognition)
 
     def feed(self, x, y):

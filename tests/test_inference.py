@@ -32,7 +32,7 @@ def rows_of(network, count, scale=1.0):
 def test_exact_scoring_from_bits_equals_the_dense_reference(widths, rows):
     network = small_network(widths[0], widths[1], widths[2])
     bank, x = bank_of(network, 5), rows_of(network, rows)
-    found = list(Scorer(network, "entropy", threads=2).iter_logits(x, bank))
+    found = list(Scorer(network, threads=2).iter_logits(x, bank))
     assert len(found) == 5
     for logits, packed in zip(found, bank, strict=True):
         np.testing.assert_allclose(logits, reference_logits(network, packed, x), rtol=1e-4, atol=1e-4)
@@ -42,23 +42,23 @@ def test_exact_scoring_from_bits_equals_the_dense_reference(widths, rows):
 def test_constant_and_denormal_inputs_score_like_any_other(x):
     network = small_network(13, (7,), 3)
     bank, x = bank_of(network, 3), x.astype(np.float32)
-    for logits, packed in zip(Scorer(network, "entropy", 1).iter_logits(x, bank), bank, strict=True):
+    for logits, packed in zip(Scorer(network, 1).iter_logits(x, bank), bank, strict=True):
         np.testing.assert_allclose(logits, reference_logits(network, packed, x), rtol=1e-4, atol=1e-6)
 
 
 def test_scores_do_not_depend_on_threads_or_on_the_other_masks():
     network = small_network(64, (30,), 20)
     bank, x = bank_of(network, 200), rows_of(network, 3)
-    alone = np.stack([next(iter(Scorer(network, "entropy", 1).iter_logits(x, packed[None]))) for packed in bank])
+    alone = np.stack([next(iter(Scorer(network, 1).iter_logits(x, packed[None]))) for packed in bank])
     for threads in (1, 3):
-        together = np.stack(list(Scorer(network, "entropy", threads).iter_logits(x, bank)))
+        together = np.stack(list(Scorer(network, threads).iter_logits(x, bank)))
         assert np.array_equal(together, alone)
 
 
 def test_no_masks_give_no_scores():
     network = small_network(13, (7,), 3)
-    scores = Scorer(network, "entropy", 1).score(rows_of(network, 2), bank_of(network, 0), 3)
-    assert scores.evidence.shape == (0, 2)
+    scores = Scorer(network, 1).score(rows_of(network, 2), bank_of(network, 0), 3)
+    assert scores.evidence["entropy"].shape == (0, 2)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])

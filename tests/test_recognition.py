@@ -204,7 +204,7 @@ def test_a_gauge_is_the_mean_and_variance_of_the_rows_it_remembers(memory):
 def test_a_reference_survives_json():
     labels = np.array([0, 1, 1, 2])
     reference = Reference().tested(labels, 1, np.array([0.1, 0.2, 0.9, 0.3]), 256).seen(labels)
-    reference = reference.gauged(np.array([0.5, 0.7]), np.array([0.5, 0.7]), 256)
+    reference = reference.gauged({"entropy": np.array([0.5, 0.7])}, 256)
     assert Reference.from_json(reference.to_json()) == reference
     assert reference.accuracy == 0.75
 

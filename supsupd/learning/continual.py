@@ -215,7 +215,7 @@ class ContinualLearner:
             version=task.version + update.taken,
             packed=packed,
             density=update.density if update.taken else task.density,
-            reference=reference.gauged(scores.evidence[0], scores.entropy[0], memory),
+            reference=reference.gauged(_of_first(scores), memory),
             batches=task.batches + len(members),
             samples=task.samples + len(samples),
             state=update.state if update.taken else task.state,
@@ -270,7 +270,7 @@ class ContinualLearner:
             members=members,
             state=state,
             packed=self.learner.packed(state),
-            reference=reference.gauged(scores.evidence[0], scores.entropy[0], len(labels)),
+            reference=reference.gauged(_of_first(scores), len(labels)),
             inputs=host.inputs.joined(InputStatistics.of(samples.x.cpu().numpy())),
             wealth=host.wealth + self._bets(host, member, scores.label_probability[0], classes),
         )
@@ -341,6 +341,11 @@ class ContinualLearner:
             "promotion_log_wealth_needed": round(-math.log(self.settings.promote_error), 3),
             "provisional_accuracy": provisional.reference.accuracy,
         }
+
+
+def _of_first(scores: MaskScores) -> dict[str, np.ndarray]:
+    """The evidence (n,) by name of the first mask."""
+    return {name: values[0] for name, values in scores.evidence.items()}
 
 
 def _pool(members: tuple[Member, ...]) -> Samples:

@@ -46,14 +46,12 @@ class MaskScores:
     """What every mask says about the same n samples.
 
     Args:
-        evidence: float32 (k, n), lower is more at home.
-        entropy: float32 (k, n), nats.
+        evidence: float32 (k, n) by name, lower is more at home.
         predicted: int64 (k, n), the best real class.
         label_probability: float32 (k, n), softmax at the label over all outputs; empty (k, 0) without labels.
     """
 
-    evidence: np.ndarray
-    entropy: np.ndarray
+    evidence: dict[str, np.ndarray]
     predicted: np.ndarray
     label_probability: np.ndarray
 
@@ -75,13 +73,11 @@ class Scorer:
 
     Args:
         network: the fixed network.
-        evidence: what tells a home mask.
         threads: CPU threads of the table kernel.
     """
 
-    def __init__(self, network: Network, evidence: EvidenceName, threads: int) -> None:
+    def __init__(self, network: Network, threads: int) -> None:
         self.network = network
-        self._evidence = EVIDENCE[evidence]
         layers = [(s.rows, s.columns, s.offset, s.constant) for s in network.architecture.layers]
         on_cpu = network.device.type == "cpu"
         self._kernel = TableKernel(layers, network.packed_signs, threads) if on_cpu else None
@@ -105,14 +101,13 @@ class Scorer:
         """Scores x, float32 (n, inputs), under bank, uint8 (k, mask_bytes); labels are class indices (n,) or None."""
         shape = (len(bank), len(x))
         scores = MaskScores(
-            np.empty(shape, np.float32),
-            np.empty(shape, np.float32),
+            {name: np.empty(shape, np.float32) for name in EVIDENCE},
             np.empty(shape, np.int64),
             np.empty(shape if labels is not None else (len(bank), 0), np.float32),
         )
         for index, logits in enumerate(self.iter_logits(x, bank)):
-            scores.evidence[index] = self._evidence(logits).cpu().numpy()
-            scores.entropy[index] = entropy(logits).cpu().numpy()
+            for name, evidence in EVIDENCE.items():
+                scores.evidence[name][index] = evidence(logits).cpu().numpy()
             scores.predicted[index] = logits[:, :classes].argmax(dim=-1).cpu().numpy()
             if labels is not None:
                 probabilities = torch.softmax(logits, dim=-1).cpu().numpy()

@@ -10,7 +10,9 @@ threads at once where only its workqueue is available.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import numba
 import numpy as np
@@ -18,7 +20,15 @@ import numpy as np
 CHUNK = 64  # masks per thread task: about 5 ms of work on LeNet 300-100
 
 
-@numba.njit(nogil=True, cache=True)
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compiled at the first call, and kept on disk where there is a place for it."""
+    try:
+        return cast(Callable[..., None], numba.njit(nogil=True, cache=True)(function))
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        return cast(Callable[..., None], numba.njit(nogil=True)(function))
+
+
+@_compiled
 def _fill_tables(values: np.ndarray, table: np.ndarray) -> None:
     """table[g, b] = sum of values[8 g + i] over the set bits i of b."""
     for group in range(table.shape[0]):
@@ -31,7 +41,7 @@ def _fill_tables(values: np.ndarray, table: np.ndarray) -> None:
                 table[group, step + subset] = table[group, subset] + value
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _masked_rows(table: np.ndarray, mask: np.ndarray, signs: np.ndarray, constant: float, out: np.ndarray) -> None:
     """out[r] = constant · Σ ±value over the kept weights of row r; mask and signs (rows · row_bytes,)."""
     row_bytes = table.shape[0]
@@ -45,7 +55,7 @@ def _masked_rows(table: np.ndarray, mask: np.ndarray, signs: np.ndarray, constan
         out[row] = total * np.float32(constant)
 
 
-@numba.njit(nogil=True, cache=True)
+@_compiled
 def _score_masks(
     first: np.ndarray,
     bank: np.ndarray,

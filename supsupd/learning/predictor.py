@@ -19,7 +19,7 @@ ROUTING_ROWS = 128
 
 @dataclass(frozen=True)
 class ServedTask:
-    """One task's newest mask, uint8 (mask_bytes,), and the record of its evidence."""
+    """One task's newest mask, uint8 (mask_bytes,), and the record of the evidence that routes to it."""
 
     task_id: int
     version: int
@@ -103,7 +103,7 @@ class Predictor:
             places = np.array([int(np.argmax(one_shot(self.scorer.network, self.bank, g))) for g in groups])
             return self._inferred(np.broadcast_to(places, len(rows)), rows, pooled=not per_sample)
         seen = rows if per_sample else rows[:ROUTING_ROWS]
-        raw = self.scorer.score(seen, self.bank, len(self.classes)).evidence
+        raw = self.scorer.score(seen, self.bank, len(self.classes)).evidence[self.evidence]
         surprise = self._standardised(raw, np.arange(len(self.tasks)))
         if not per_sample:
             surprise = np.broadcast_to(surprise.mean(axis=1, keepdims=True), (len(self.tasks), len(rows)))
@@ -115,7 +115,8 @@ class Predictor:
         surprise = np.empty(len(rows))
         for place in np.unique(places):
             mine = places == place
-            raw = self.scorer.score(rows[mine], self.bank[place : place + 1], len(self.classes)).evidence
+            scores = self.scorer.score(rows[mine], self.bank[place : place + 1], len(self.classes))
+            raw = scores.evidence[self.evidence]
             surprise[mine] = self._standardised(raw, np.array([place]))[0]
         return Inference(places, np.full(len(rows), surprise.mean()) if pooled else surprise)
 

@@ -79,16 +79,14 @@ class Reference:
         errors, hits: prequential counts (each batch before it was trained on), fading.
         denied: prequential probability denied to the label, 1 - p(label), per class index.
         labels: rows seen per class index.
-        evidence: of the current mask on rows held out from training.
-        entropy: the same in nats.
+        evidence: by name, of the current mask on rows held out from training.
     """
 
     errors: float = 0.0
     hits: float = 0.0
     denied: Mapping[int, Gauge] = field(default_factory=dict)
     labels: Mapping[int, int] = field(default_factory=dict)
-    evidence: Gauge = Gauge()
-    entropy: Gauge = Gauge()
+    evidence: Mapping[str, Gauge] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float | None:
@@ -132,12 +130,9 @@ class Reference:
             merged[label] = merged.get(label, 0) + count
         return replace(self, labels=merged)
 
-    def gauged(self, evidence: np.ndarray, entropy: np.ndarray, memory: float) -> Reference:
-        return replace(
-            self,
-            evidence=self.evidence.updated(evidence, memory),
-            entropy=self.entropy.updated(entropy, memory),
-        )
+    def gauged(self, evidence: Mapping[str, np.ndarray], memory: float) -> Reference:
+        gauges = {name: self.evidence.get(name, Gauge()).updated(v, memory) for name, v in evidence.items()}
+        return replace(self, evidence=gauges)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -145,8 +140,7 @@ class Reference:
             "hits": self.hits,
             "labels": {str(label): count for label, count in self.labels.items()},
             "denied": {str(label): gauge.to_json() for label, gauge in self.denied.items()},
-            "evidence": self.evidence.to_json(),
-            "entropy": self.entropy.to_json(),
+            "evidence": {name: gauge.to_json() for name, gauge in self.evidence.items()},
         }
 
     @classmethod
@@ -156,8 +150,7 @@ class Reference:
             hits=data["hits"],
             labels={int(label): count for label, count in data["labels"].items()},
             denied={int(label): Gauge(*values) for label, values in data["denied"].items()},
-            evidence=Gauge(*data["evidence"]),
-            entropy=Gauge(*data["entropy"]),
+            evidence={name: Gauge(*values) for name, values in data["evidence"].items()},
         )
 
 
