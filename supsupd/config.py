@@ -87,6 +87,8 @@ class Section(BaseModel):
 class NetworkSettings(Section):
     """The fixed random network. Only read when the state directory is new: it never changes afterwards."""
 
+    input_shape: Annotated[list[PositiveInt], _split(","), Field(max_length=3)] = []
+    """Shape of one row, (d) or (H, W[, C]); empty: that of the first labelled batch."""
     hidden: Annotated[list[PositiveInt], _split(",")] = [300, 100]
     outputs: PositiveInt | None = None
     """None: the classes of the first batch x `headroom`."""

@@ -25,9 +25,12 @@ def found_network(
 ) -> tuple[Network, Normaliser, ClassList]:
     """From labelled batches of one shape, of which the last one's classes begin the class list.
 
-    Raises BatchRejected when its classes do not fit the outputs that are set.
+    Raises BatchRejected when its rows or classes do not fit what is set.
     """
     newest = batches[-1]
+    wanted = tuple(settings.input_shape)
+    if wanted and newest.x.shape[1:] != wanted:
+        raise BatchRejected("schema_mismatch", f"rows of shape {newest.x.shape[1:]} came, {wanted} is set")
     assert newest.y is not None
     outputs = settings.outputs or max(SMALLEST_OUTPUTS, settings.headroom * len(np.unique(newest.y)))
     try:
