@@ -78,6 +78,7 @@ class Worker:
             records = []
             if row is not None:
                 self._start_engine(*persistence.load_network(row, self.device))
+                self._warn_of_ignored_settings()
                 records = persistence.load_tasks(session, self._loaded.network)
                 released += ledger.release_waiting(session, labelled=True)
             if records:
@@ -94,6 +95,12 @@ class Worker:
     def _loaded(self) -> Engine:
         assert self._engine is not None
         return self._engine
+
+    def _warn_of_ignored_settings(self) -> None:
+        asked, engine = self.settings.network, self._loaded
+        stored = (engine.network.architecture.hidden, engine.network.seed, engine.normaliser.rule)
+        if stored != (tuple(asked.hidden), asked.seed, asked.normalisation):
+            log.warning("network_settings_ignored", reason="a network never changes", in_use=stored)
 
     def _start_engine(self, network: Network, normaliser: Normaliser, classes: ClassList) -> None:
         recognition, learning = self.settings.recognition, self.settings.learning

@@ -64,6 +64,15 @@ def test_a_state_survives_being_stored():
     assert np.array_equal(one.packed(one.train(state, batch(), 9)), one.packed(one.train(again, batch(), 9)))
 
 
+@pytest.mark.parametrize(("first", "then"), [("rmsprop", "adam"), ("adam", "rmsprop")])
+def test_training_goes_on_under_another_optimiser(first, then):
+    state = trained(learner(optimiser=first), 4)
+    one = learner(optimiser=then)
+    for seed in range(4, 8):
+        state = one.train(state, batch(seed=seed), seed)
+    assert accuracy(one, one.packed(state)) > 0.85
+
+
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.9])
 def test_edge_popup_keeps_exactly_its_density(density):
     scores = torch.randn(30, 41, generator=torch.Generator().manual_seed(0))

@@ -179,6 +179,17 @@ def test_no_more_than_the_set_number_of_provisional_tasks_is_kept():
     assert len(stream.given_up) == 9 - sum(len(p.members) for p in stream.learner.provisionals.values())
 
 
+def test_a_batch_that_joins_a_provisional_task_costs_the_others_nothing():
+    rng = np.random.default_rng(1)
+    stream = Stream()
+    sources = [rng.permutation(64) ** 2.0 for _ in range(5)]
+    for source in (*sources, *sources):
+        stream.feed(rng.random((32, 64)) ** 8 * source, rng.integers(0, 10, 32))
+    members = [len(p.members) for p in stream.learner.provisionals.values()]
+    assert (len(members), sum(members)) == (5, 10)
+    assert not stream.given_up
+
+
 def test_scores_are_kept_for_the_recent_tasks_only_and_the_others_go_on_from_their_bits():
     from supsupd.config import LearningSettings
 

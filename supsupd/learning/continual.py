@@ -308,7 +308,8 @@ class ContinualLearner:
 
     def _keep_unsure(self, provisional: Provisional, opened: bool, verdict: Verdict) -> Change:
         evidence = self._evidence(verdict) | self._proof(provisional)
-        stale = list(self.provisionals.values())[: len(self.provisionals) + opened - self.settings.max_provisional]
+        excess = max(0, len(self.provisionals) + opened - self.settings.max_provisional)
+        stale = list(self.provisionals.values())[:excess]
         if len(provisional.members) > self.settings.patience_batches:
             given_up = tuple(m.batch for m in provisional.members)
             return Change("unsure", evidence, closed=(provisional.provisional_id,), given_up=given_up)

@@ -205,7 +205,7 @@ class Learner:
         count = min(max(settings.steps, math.ceil(len(samples) / size)), settings.max_steps)
         count = max(1, round(count * _coverage(samples.y, seen or {})))
         order = np.random.Generator(np.random.Philox(seed))
-        working = _copy(state)
+        working = self._resumed(state)
         offsets = self._offsets(samples.y, seen or {})
         drawn = np.empty(0, dtype=np.int64)
         for _ in range(count):
@@ -213,6 +213,13 @@ class Learner:
                 drawn = order.permutation(len(samples))
             rows, drawn = drawn[:size], drawn[size:]
             working = self._step(working, samples.take(rows), offsets)
+        return working
+
+    def _resumed(self, state: TrainingState) -> TrainingState:
+        """A working copy; a state that another optimiser left gets the moments that it lacks."""
+        working = _copy(state)
+        if self.settings.optimiser == "adam" and not working.first_moments:
+            return replace(working, first_moments=[torch.zeros_like(s) for s in working.scores])
         return working
 
     def _step(self, state: TrainingState, samples: Samples, offsets: Tensor) -> TrainingState:
