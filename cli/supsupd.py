@@ -100,7 +100,7 @@ def check_config(
 @db_app.command("upgrade")
 def upgrade_database(state: StateOfDatabase = default_state()) -> None:
     """Bring the database to this version's schema. The daemon must not be running."""
-    from storage.db import upgrade
+    from storage.db import StoreError, upgrade
     from storage.lock import StateLock, StateLocked
     from storage.schema import SchemaMismatch
     from supsupd import logs
@@ -111,7 +111,7 @@ def upgrade_database(state: StateOfDatabase = default_state()) -> None:
             applied = upgrade(state / DATABASE_NAME)
     except (StateLocked, OSError) as error:
         fail(str(error), EXIT_NO)
-    except SchemaMismatch as error:
+    except (SchemaMismatch, StoreError) as error:
         fail(str(error), EXIT_BAD_DATA)
     typer.echo("upgraded: " + ", ".join(applied) if applied else "already up to date")
 

@@ -149,6 +149,11 @@ class IntakeSettings(Section):
     max_batch_bytes: PositiveInt = 256 * MIB
     max_queue: PositiveInt = 256
 
+    @property
+    def max_unpacked_bytes(self) -> int:
+        """Of the arrays of one batch: what may be packed in `max_batch_bytes`."""
+        return 2 * self.max_batch_bytes
+
 
 class ServingSettings(Section):
     """The limits of the socket."""

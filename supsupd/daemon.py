@@ -22,6 +22,7 @@ from storage.lock import StateLock, StateLocked
 from storage.masks import MaskCorrupt
 from storage.spool import Spool
 from streams.directory import DirectorySettings, DirectorySource
+from streams.formats import Limits
 from supsupd.config import Settings
 from supsupd.intake import Intake
 from supsupd.learning.device import Device, pick_device, use_threads
@@ -131,6 +132,7 @@ class Daemon:
             settle_seconds=settings.settle_seconds,
             incomplete_seconds=settings.incomplete_seconds,
             max_batch_bytes=settings.max_batch_bytes,
+            limits=Limits(bytes=settings.max_unpacked_bytes),
         )
         for folder in self._settings.watch:
             with database.read() as session:

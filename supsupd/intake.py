@@ -27,6 +27,10 @@ SOCKET_SOURCE = "socket"
 log = structlog.get_logger("supsupd.intake")
 
 
+class QueueFull(Exception):
+    """As many batches as are allowed wait to be learned."""
+
+
 @dataclass
 class SourceProgress:
     """passes: the newest `scan` request that a full pass has covered."""
@@ -126,8 +130,10 @@ class Intake:
         return staged
 
     def submit(self, name: str, payload: bytes) -> tuple[ledger.Staged, str]:
-        """Stages a batch that came over the socket; its SHA-256 too. Raises BatchRejected."""
-        batch = decode(payload, Limits(bytes=2 * self._settings.max_batch_bytes))
+        """Stages a batch that came over the socket; its SHA-256 too. Raises BatchRejected, QueueFull."""
+        if self._is_full():
+            raise QueueFull(f"{self._settings.max_queue} batches are waiting; try again later")
+        batch = decode(payload, Limits(bytes=self._settings.max_unpacked_bytes))
         sha256 = hashlib.sha256(payload).hexdigest()
         arrival = Arrival(SOCKET_SOURCE, name, sha256, payload, len(batch.x), batch.y is not None, key="", position="")
         return self._stage(arrival), sha256

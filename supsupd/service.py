@@ -14,7 +14,7 @@ from storage.models import BatchRow, DecisionRow, TaskRow
 from streams.batch import BatchRejected
 from supsupd import __version__
 from supsupd.config import Settings
-from supsupd.intake import Intake
+from supsupd.intake import Intake, QueueFull
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.predictor import Predictor
 from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskUnknown
@@ -160,6 +160,8 @@ class Service:
             staged, sha256 = self._intake.submit(name, payload)
         except BatchRejected as rejection:
             raise BatchRefused(str(rejection)) from None
+        except QueueFull as full:
+            raise BatchRefused(str(full), 503) from None
         return {"batch": staged.id, "state": "duplicate" if staged.duplicate else "staged", "sha256": sha256}
 
     def scan(self) -> dict[str, Any]:

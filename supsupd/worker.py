@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from storage import decisions, ledger, networks
-from storage.db import Database
+from storage.db import Database, StoreError
 from storage.models import BatchRow
 from storage.spool import Spool, SpoolCorrupt
 from streams.batch import Batch, BatchRejected
@@ -144,16 +144,16 @@ class Worker:
 
     def loop(self, stopping: threading.Event) -> None:
         """Until `stopping`: everything that is staged, then waits for `notify`."""
-        failed = False
+        failure: Exception | None = None
         while not stopping.is_set():
             self._wake.clear()
             try:
-                if failed:
-                    self._set_aside()
-                found, failed = self.step(), False
-            except Exception:  # the edge: neither one batch nor a full disk must end the thread
+                if failure is not None:
+                    self._set_aside(failure)
+                found, failure = self.step(), None
+            except Exception as error:  # the edge: neither one batch nor a full disk must end the thread
                 log.exception("learning_failed")
-                found, failed = False, True
+                found, failure = False, error
             if not found:
                 self._wake.wait(timeout=1.0)
 
@@ -169,11 +169,12 @@ class Worker:
         finally:
             self.busy = False
 
-    def _set_aside(self) -> None:
-        """After a failure: the batch is tried again, and given up at the third time."""
+    def _set_aside(self, failure: Exception) -> None:
+        """After a failure: the batch is tried again, and given up at the third time unless it was the disk's fault."""
+        hopeless = not isinstance(failure, StoreError | OSError)
         with self.database.write() as session:
             for row in ledger.list_batches(session, state="training"):
-                if row.attempts >= MAX_ATTEMPTS:
+                if hopeless and row.attempts >= MAX_ATTEMPTS:
                     reason = f"learning_failed: {row.attempts} attempts failed; the log has the traceback"
                     ledger.finish(session, row.id, ledger.Outcome("quarantined", reason=reason))
             ledger.release_claims(session)
@@ -193,7 +194,7 @@ class Worker:
     def _read(self, row: BatchRow) -> Batch:
         """Raises SpoolCorrupt, BatchRejected."""
         assert row.sha256 is not None
-        return decode(self.spool.load(row.sha256), Limits(bytes=2 * self.settings.intake.max_batch_bytes))
+        return decode(self.spool.load(row.sha256), Limits(bytes=self.settings.intake.max_unpacked_bytes))
 
     def _learn(self, row: BatchRow, batch: Batch) -> None:
         if self._engine is None and not self._found_network(row, batch):
@@ -270,7 +271,13 @@ class Worker:
     def _waiting_labelled(self) -> list[tuple[BatchRow, Batch]]:
         with self.database.read() as session:
             rows = [r for r in ledger.list_unsure(session) if r.provisional is None and r.labelled]
-        return [(row, self._read(row)) for row in rows]
+        waiting = []
+        for row in rows:
+            try:
+                waiting.append((row, self._read(row)))
+            except (BatchRejected, SpoolCorrupt) as refusal:
+                self._quarantine(row, str(refusal))
+        return waiting
 
     def _take_up_waiting(self) -> None:
         """Scores the unlabelled batches that came before there was a task."""

@@ -7,7 +7,7 @@ from learning_stream import Stream
 
 from supsupd.learning.labels import ClassList
 from supsupd.learning.normalise import Normaliser, ShapeMismatch
-from supsupd.learning.predictor import Predictor, ServedTask
+from supsupd.learning.predictor import ROUTING_ROWS, Predictor, ServedTask
 
 CLASSES = ClassList(tuple(range(10)), 100)
 
@@ -58,6 +58,13 @@ def test_a_known_task_is_known_and_noise_is_not(predictor):
         assert predictor.predict(held_out(task)[0][:64], None, False).known.all()
     noise = np.random.default_rng(0).random((64, 64))
     assert not predictor.predict(noise, None, False).known.any()
+
+
+def test_the_limit_of_a_long_query_is_that_of_the_rows_that_were_weighed(stream):
+    predictor = predictor_by("exact", stream)
+    x = held_out(0)[0]
+    short = predictor.predict(x[:ROUTING_ROWS], None, False).limit
+    assert predictor.predict(x, None, False).limit == pytest.approx(short)
 
 
 def test_a_given_task_is_used_whatever_the_rows_are(predictor):

@@ -24,7 +24,7 @@ from supsupd.learning.network import Network
 EvidenceName = Literal["entropy", "energy", "max-logit"]
 Method = Literal["exact", "one-shot"]
 
-TABLE_ROWS = 8  # up to this many samples the look-up tables beat unpacking each mask (benchmarks/inference.py)
+TABLE_ROWS = 8  # up to this many samples the look-up tables beat unpacking each mask (measured on LeNet 300-100)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -45,10 +45,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Inference:
-    """The inferred task of n rows: its place (n,) and its standardised evidence (n,)."""
+    """The task of n rows: its place (n,), and its standardised evidence (n,), each the mean of `averaged` rows."""
 
     place: np.ndarray
     surprise: np.ndarray
+    averaged: int
 
 
 @dataclass(frozen=True)
@@ -91,26 +92,26 @@ class Predictor:
         """
         rows = self.normaliser(x)
         if place is not None:
-            inferred = self._inferred(np.full(len(rows), place), rows, pooled=not per_sample)
+            inferred = self._given(np.full(len(rows), place), rows, pooled=not per_sample)
         else:
             inferred = self.infer_task(rows, per_sample)
-        return self._answer(rows, inferred, pooled=not per_sample)
+        return self._answer(rows, inferred)
 
     def infer_task(self, rows: np.ndarray, per_sample: bool) -> Inference:
         """The task of normalised rows (n, inputs): of each by itself, or of all together."""
         if self.method == "one-shot":
             groups = [rows[i : i + 1] for i in range(len(rows))] if per_sample else [rows[:ROUTING_ROWS]]
             places = np.array([int(np.argmax(one_shot(self.scorer.network, self.bank, g))) for g in groups])
-            return self._inferred(np.broadcast_to(places, len(rows)), rows, pooled=not per_sample)
+            return self._given(np.broadcast_to(places, len(rows)), rows, pooled=not per_sample)
         seen = rows if per_sample else rows[:ROUTING_ROWS]
         raw = self.scorer.score(seen, self.bank, len(self.classes)).evidence[self.evidence]
         surprise = self._standardised(raw, np.arange(len(self.tasks)))
         if not per_sample:
             surprise = np.broadcast_to(surprise.mean(axis=1, keepdims=True), (len(self.tasks), len(rows)))
         places = surprise.argmin(axis=0)
-        return Inference(places, surprise[places, np.arange(len(rows))])
+        return Inference(places, surprise[places, np.arange(len(rows))], 1 if per_sample else len(seen))
 
-    def _inferred(self, places: np.ndarray, rows: np.ndarray, pooled: bool) -> Inference:
+    def _given(self, places: np.ndarray, rows: np.ndarray, pooled: bool) -> Inference:
         """The standardised evidence of rows under masks that are given."""
         surprise = np.empty(len(rows))
         for place in np.unique(places):
@@ -118,14 +119,16 @@ class Predictor:
             scores = self.scorer.score(rows[mine], self.bank[place : place + 1], len(self.classes))
             raw = scores.evidence[self.evidence]
             surprise[mine] = self._standardised(raw, np.array([place]))[0]
-        return Inference(places, np.full(len(rows), surprise.mean()) if pooled else surprise)
+        if pooled:
+            return Inference(places, np.full(len(rows), surprise.mean()), len(rows))
+        return Inference(places, surprise, 1)
 
     def _standardised(self, raw: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Evidence (k, n) in standard deviations above each mask's own mean."""
         gauges = [self.tasks[place].evidence for place in places.tolist()]
         return np.stack([gauge.surprise(values) for gauge, values in zip(gauges, raw, strict=True)])
 
-    def _answer(self, rows: np.ndarray, inferred: Inference, pooled: bool) -> Answer:
+    def _answer(self, rows: np.ndarray, inferred: Inference) -> Answer:
         count, classes = len(rows), len(self.classes)
         probabilities = np.empty((count, classes), np.float32)
         entropies = np.empty(count, np.float32)
@@ -134,7 +137,7 @@ class Predictor:
             logits = next(iter(self.scorer.iter_logits(rows[mine], self.bank[place : place + 1])))
             probabilities[mine] = torch.softmax(logits[:, :classes], dim=-1).cpu().numpy()
             entropies[mine] = entropy(logits).cpu().numpy()
-        limits = self._limits(inferred.place, count if pooled else 1)
+        limits = self._limits(inferred.place, inferred.averaged)
         return Answer(
             predicted=probabilities.argmax(axis=1),
             probabilities=probabilities,
