@@ -136,7 +136,7 @@ def test_a_task_is_shown_and_renamed(served, engine):
     assert (renamed.returncode, renamed.stdout) == (0, "task 2 is now digits\n")
     shown = run("supsup-cli", "--socket", served, "tasks", "show", 2)
     assert "digits" in shown.stdout
-    assert "evidence" in shown.stdout
+    assert "a task of its own" in shown.stdout
 
 
 def test_the_daemons_no_is_one_line_and_exit_code_1(served, engine):

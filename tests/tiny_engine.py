@@ -83,7 +83,16 @@ class TinyEngine:
             return None
         return {
             **self.tasks()[task_id - 1],
-            "decisions": [{"batch": 1, "decision": "new", "evidence": {"p": 1e-9}}],
+            "decisions": [
+                {
+                    "batch": 1,
+                    "name": "a.npz",
+                    "decision": "new",
+                    "at": "",
+                    "reason": "a task of its own",
+                    "evidence": {"p": 1e-9},
+                }
+            ],
         }
 
     def rename(self, task_id, name):
