@@ -181,6 +181,11 @@ def count_by_state(session: Session) -> dict[str, int]:
     return dict.fromkeys(STATES, 0) | {row.state: row.total for row in session.execute(query)}
 
 
+def count_staged(session: Session) -> int:
+    """How many batches wait to be claimed."""
+    return session.scalar(select(func.count()).where(BatchRow.state == "staged")) or 0
+
+
 def _add(session: Session, **columns: Any) -> BatchRow:
     now = utc_now()
     row = BatchRow(**columns, created_at=now, updated_at=now)

@@ -92,7 +92,7 @@ class Intake:
 
     def _is_full(self) -> bool:
         with self._database.read() as session:
-            return ledger.count_by_state(session)["staged"] >= self._settings.max_queue
+            return ledger.count_staged(session) >= self._settings.max_queue
 
     def take(self, item: Arrival | Refusal) -> None:
         """Makes one item of a source durable, with its cursor."""
