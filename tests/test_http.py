@@ -207,7 +207,10 @@ def test_what_is_not_http_is_refused_and_hurts_nobody(served):
             other.connect(str(served))
             other.settimeout(10)
             other.sendall(noise)
-            assert other.recv(4096).startswith(b"HTTP/1.1 400 ")
+            with other.makefile("rb") as stream:
+                head, body = stream.read().split(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 ")
+            assert json.loads(body)["error"].startswith("bad_request: ")
     assert ask(served).status_code == 200
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import socket
 import stat
@@ -9,9 +10,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import h11
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from supsupd.paths import MAX_SOCKET_PATH
 
@@ -90,6 +93,21 @@ def _listen(path: Path, mode: int) -> socket.socket:
     return listener
 
 
+class _Http(H11Protocol):
+    """What is not HTTP at all gets the same kind of error as everything else."""
+
+    def send_400_response(self, msg: str) -> None:
+        body = json.dumps({"error": f"bad_request: {msg}"}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
 class _Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, serving: threading.Event) -> None:
         super().__init__(config)
@@ -106,7 +124,7 @@ class HttpServer:
     def __init__(self, app: ASGIApp, sockets: Sequence[socket.socket]) -> None:
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=_Http,
             ws="none",
             loop="asyncio",
             lifespan="off",
