@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from supsupd.learning.inference import MaskScores, Scorer
 from supsupd.learning.learner import Learner, Samples, TrainingState, derive_seed
 from supsupd.learning.network import Network
 from supsupd.learning.recognition import Candidate, Recogniser, Reference, Verdict
-from supsupd.learning.statistics import BETS, InputStatistics, input_distance, input_limit, log_wealth, mixed
+from supsupd.learning.statistics import InputStatistics, input_distance, input_limit, log_wealth, mixed
 
 SHOWN_CANDIDATES = 5
 
@@ -65,7 +65,7 @@ class Provisional:
     """A task in the making: unsure batches that look alike, and a mask that has to prove itself on each next one.
 
     Args:
-        wealth: log wealth of each bettor on "the mask knows the labels", over all members but the first.
+        wins: log wealth of each bettor on "the mask knows the labels", for each member but the first (stakes,).
     """
 
     provisional_id: int
@@ -74,7 +74,12 @@ class Provisional:
     packed: np.ndarray
     reference: Reference
     inputs: InputStatistics
-    wealth: np.ndarray = field(default_factory=lambda: np.zeros(len(BETS)))
+    wins: tuple[np.ndarray, ...] = ()
+
+    def wealth(self, newest: int | None = None) -> float:
+        """Log wealth over the `newest` members, or over all of them but the first."""
+        counted = self.wins if newest is None else self.wins[len(self.wins) - newest :]
+        return mixed(np.sum(counted, axis=0)) if counted else 0.0
 
     @property
     def labels(self) -> np.ndarray:
@@ -137,7 +142,7 @@ class ContinualLearner:
         member = Member(batch, verdict.start, verdict.stop)
         host = self._host(member, classes)
         provisional = self._joined(host, member, classes)
-        if mixed(provisional.wealth) >= -math.log(self.settings.promote_error):
+        if self._has_proved_itself(provisional, classes):
             return self._promote(provisional, verdict, classes)
         return self._keep_unsure(provisional, host is None, verdict)
 
@@ -187,10 +192,12 @@ class ContinualLearner:
 
     # -- known ----------------------------------------------------------------------------------------------------
 
-    def _recognise(self, samples: Samples, classes: int) -> Verdict:
+    def _recognise(self, samples: Samples, classes: int, whole: bool = False) -> Verdict:
+        """What the tasks make of the rows: of all if `whole`, else of the part before or after a change."""
         tasks = list(self.tasks.values())
         scores = self._score(samples, [t.packed for t in tasks], classes)
-        verdict = self.recogniser.recognise(samples.y.cpu().numpy(), scores, [t.reference for t in tasks], classes)
+        references = [t.reference for t in tasks]
+        verdict = self.recogniser.recognise(samples.y.cpu().numpy(), scores, references, classes, whole)
         ids = [t.task_id for t in tasks]
         return replace(verdict, candidates=[replace(c, task=ids[c.task]) for c in verdict.candidates])
 
@@ -272,7 +279,7 @@ class ContinualLearner:
             packed=self.learner.packed(state),
             reference=reference.gauged(_of_first(scores), len(labels)),
             inputs=host.inputs.joined(InputStatistics.of(samples.x.cpu().numpy())),
-            wealth=host.wealth + self._bets(host, member, scores.label_probability[0], classes),
+            wins=(*host.wins, self._bets(host, member, scores.label_probability[0], classes)),
         )
 
     def _bets(self, host: Provisional, member: Member, probability: np.ndarray, classes: int) -> np.ndarray:
@@ -285,12 +292,24 @@ class ContinualLearner:
         frequency = np.bincount(np.concatenate([host.labels, labels]), minlength=classes)
         return log_wealth(probability / (frequency / frequency.sum())[labels])
 
+    def _has_proved_itself(self, provisional: Provisional, classes: int) -> bool:
+        """Whether its mask knows the labels, and better than the mask of any task does.
+
+        The second keeps a task's own rare outliers from becoming a second mask for it: they gather here, but what was
+        learned from a few of them never predicts the next one as well as the task does.
+        """
+        if provisional.wealth() < -math.log(self.settings.promote_error):
+            return False
+        newest = (len(provisional.wins) + 1) // 2  # its first tests were those of a beginner
+        rivals = self._recognise(_pool(provisional.members[-newest:]), classes, whole=True).candidates
+        return all(provisional.wealth(newest) > rival.wealth for rival in rivals)
+
     def _promote(self, provisional: Provisional, verdict: Verdict, classes: int) -> Change:
         """A provisional task has proved itself: it becomes a task, unless an old one explains all of it by now."""
         pool = _pool(provisional.members)
-        again = self._recognise(pool, classes)
+        again = self._recognise(pool, classes, whole=True)
         closed = (provisional.provisional_id,)
-        if again.known is not None and again.known.stop - again.known.start == len(pool):
+        if again.known is not None:
             return replace(self._go_on(again.known, again, provisional.members), closed=closed)
         mask = self.learner.mask(provisional.state)
         task = TaskRecord(
@@ -338,7 +357,7 @@ class ContinualLearner:
         return {
             "provisional": provisional.provisional_id,
             "provisional_batches": len(provisional.members),
-            "provisional_log_wealth": round(mixed(provisional.wealth), 3),
+            "provisional_log_wealth": round(provisional.wealth(), 3),
             "promotion_log_wealth_needed": round(-math.log(self.settings.promote_error), 3),
             "provisional_accuracy": provisional.reference.accuracy,
         }

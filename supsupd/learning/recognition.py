@@ -230,15 +230,22 @@ class Recogniser:
     false_alarm: float
     memory: float
 
-    def recognise(self, labels: np.ndarray, scores: MaskScores, references: list[Reference], classes: int) -> Verdict:
-        """Weighs a batch, labels int64 (n,), under k masks; `scores` of shape (k, n), `classes` known so far."""
+    def recognise(
+        self, labels: np.ndarray, scores: MaskScores, references: list[Reference], classes: int, whole: bool = False
+    ) -> Verdict:
+        """Weighs a batch, labels int64 (n,), under k masks; `scores` of shape (k, n), `classes` known so far.
+
+        No change inside the batch is looked for if it is taken as a `whole`.
+        """
         if not references:
             return Verdict([], 0, len(labels), len(labels))
         null = np.stack([null_probability(labels, r, classes) for r in references])
-        whole = self._weigh(labels, scores, references, null, (0, len(labels)))
+        verdict = self._weigh(labels, scores, references, null, (0, len(labels)))
+        if whole:
+            return verdict
         rows, rest_explained = self._change_point(scores.label_probability, null)
-        if rows == (0, len(labels)) or (whole.known and not rest_explained):
-            return whole  # a part that no other task explains belongs to the task that explains the batch
+        if rows == (0, len(labels)) or (verdict.known and not rest_explained):
+            return verdict  # a part that no other task explains belongs to the task that explains the batch
         return self._weigh(labels, scores, references, null, rows)
 
     def _weigh(
