@@ -10,10 +10,12 @@ from supsupd.learning.continual import Change
 def why(change: Change, state: str) -> str:
     """One line: why a batch that `change` speaks of went to `state`."""
     if state == "quarantined":
-        return "undecided: no task formed around it, and newer unsure batches took its place"
+        return "undecided: no task formed around it before it was given up"
     evidence = change.evidence
     if state == "unsure":
-        return f"{_doubt(evidence)}; {_progress(evidence)}"
+        proved = evidence["provisional_log_wealth"] >= evidence["promotion_log_wealth_needed"]
+        rival = ", but a known task predicts its newer batches better" if proved else ""
+        return f"{_doubt(evidence)}; {_progress(evidence)}{rival}"
     if change.kind == "new":
         return f"proved to be a task of its own: {_progress(evidence)}"
     return _known(evidence)
