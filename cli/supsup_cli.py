@@ -1,34 +1,19 @@
 """`supsup-cli`: talks to a running daemon. Whatever is slow to import is imported inside the commands."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import supsupd
-from cli.output import EXIT_BAD_DATA, EXIT_NO, EXIT_UNAVAILABLE, fail, print_pairs, print_rows, printable
+from cli.connection import AsJson, Socket, daemon
+from cli.output import EXIT_BAD_DATA, fail, print_pairs, print_rows
+from cli.reservoir import reservoir_app
+from cli.tasks import tasks_app
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from supsupd.client import Client
-
-TASK_FIELDS = (
-    "task",
-    "name",
-    "version",
-    "batches",
-    "samples",
-    "accuracy",
-    "entropy",
-    "density",
-    "bytes",
-    "created",
-    "last_seen",
-)
-DECISION_FIELDS = ("batch", "name", "decision", "at", "reason")
 BATCH_FIELDS = ("batch", "name", "sha256", "state", "task", "decision", "reason")
 PREDICT_FIELDS = ("label", "task", "entropy", "known")
 
@@ -41,14 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-tasks_app = typer.Typer(help="The tasks that the daemon has found.", rich_markup_mode=None, no_args_is_help=True)
 batches_app = typer.Typer(help="The batches that the daemon has seen.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(batches_app, name="batches")
-
-Socket = Annotated[Path | None, typer.Option("--socket", metavar="PATH", help="The daemon's Unix socket.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON array of objects.")]
-TaskId = Annotated[int, typer.Argument(metavar="N", min=0, help="The task's id.")]
+app.add_typer(reservoir_app, name="reservoir")
 
 
 def _version(asked: bool) -> None:
@@ -70,65 +51,15 @@ def main(
     context.obj = socket
 
 
-@contextlib.contextmanager
-def _daemon(context: typer.Context, socket: Path | None) -> Iterator["Client"]:
-    """A client of the daemon; the errors that it can raise become one line and an exit code."""
-    from supsupd.client import Client, DaemonError, DaemonUnavailable
-    from supsupd.paths import default_socket
-
-    try:
-        with Client(socket or context.obj or default_socket()) as client:
-            yield client
-    except DaemonUnavailable as error:
-        fail(str(error), EXIT_UNAVAILABLE)
-    except (DaemonError, TimeoutError) as error:
-        fail(str(error), EXIT_NO)
-
-
 @app.command()
 def status(context: typer.Context, socket: Socket = None, as_json: AsJson = False) -> None:
     """What the daemon is doing."""
-    with _daemon(context, socket) as client:
+    with daemon(context, socket) as client:
         values = client.status()
     if as_json:
         print_rows([values], values, as_json)
     else:
         print_pairs(values)
-
-
-@tasks_app.command("list")
-def list_tasks(context: typer.Context, socket: Socket = None, as_json: AsJson = False) -> None:
-    """All tasks."""
-    with _daemon(context, socket) as client:
-        rows = client.tasks()
-    print_rows(rows, TASK_FIELDS, as_json)
-
-
-@tasks_app.command("show")
-def show_task(context: typer.Context, task: TaskId, socket: Socket = None, as_json: AsJson = False) -> None:
-    """One task, with the decisions that led batches to it."""
-    with _daemon(context, socket) as client:
-        row = client.task(task)
-    if as_json:
-        print_rows([row], row, as_json)
-        return
-    decisions = row.pop("decisions", [])
-    print_pairs(row)
-    typer.echo()
-    print_rows(decisions, DECISION_FIELDS, as_json)
-
-
-@tasks_app.command("rename")
-def rename_task(
-    context: typer.Context,
-    task: TaskId,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '_', '.' and '-'.")],
-    socket: Socket = None,
-) -> None:
-    """Give a task a name."""
-    with _daemon(context, socket) as client:
-        row = client.rename(task, name)
-    typer.echo(f"task {row['task']} is now {printable(row['name'])}")
 
 
 @batches_app.command("list")
@@ -140,7 +71,7 @@ def list_batches(
     as_json: AsJson = False,
 ) -> None:
     """What became of every batch."""
-    with _daemon(context, socket) as client:
+    with daemon(context, socket) as client:
         rows = client.batches(state, limit)
     print_rows(rows, BATCH_FIELDS, as_json)
 
@@ -152,16 +83,22 @@ def predict(
         Path,
         typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="An .npz with the member x, or an .npy."),
     ],
-    task: Annotated[int | None, typer.Option(metavar="N", min=0, help="Use this task's mask.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="N", help="Use this task's mask: its key, name or id.")] = None,
     per_sample: Annotated[bool, typer.Option("--per-sample", help="Infer each row's task by itself.")] = False,
+    method: Annotated[
+        str | None, typer.Option(metavar="M", help="How to infer the task: exact, one-shot, binary or recover.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(metavar="O", help="By what: entropy (H), g (G), energy or max-logit.")
+    ] = None,
     socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
     """The labels of a file's rows; the task is inferred, by default from all rows together."""
     x = _read_rows(file)
-    with _daemon(context, socket) as client:
+    with daemon(context, socket) as client:
         try:
-            rows = client.predict(x, task, per_sample)
+            rows = client.predict(x, task, per_sample, method, objective)
         except ValueError as error:
             fail(f"{file}: {error}", EXIT_BAD_DATA)
     print_rows(rows, PREDICT_FIELDS, as_json)
@@ -174,7 +111,7 @@ def wait(
     socket: Socket = None,
 ) -> None:
     """Return once every file that is in the watched folders now has its state and nothing is queued."""
-    with _daemon(context, socket) as client:
+    with daemon(context, socket) as client:
         client.wait(timeout)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, Pool, QueuePool, StaticPool, create_e
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from storage import masks, schema
+from storage import features, masks, reservoir, schema
 from storage.models import Base, StoreSession
 from storage.schema import SchemaMismatch
 
@@ -145,14 +145,14 @@ def migrating(path: Path) -> Iterator[Connection]:
 def check(path: Path) -> list[str]:
     """What is wrong with a database, in words; nothing is changed. An empty list: it is sound.
 
-    SQLite's own checks, the foreign keys, the schema against the models, and every mask's hash.
+    SQLite's own checks, the foreign keys, the schema against the models, the hashes of all masks and of the reservoir.
     """
     if not path.exists():
         return [f"{path} does not exist"]
     engine = _engine(path, writes=False, pool=QueuePool)
     try:
         with _session(engine) as session:
-            return _damage(session) or _schema_problems(session) or masks.list_corrupt(session)
+            return _damage(session) or _schema_problems(session) or _corrupt(session)
     except DatabaseError as error:
         return [f"{path}: {error.orig}"]
     finally:
@@ -176,6 +176,10 @@ def _damage(session: Session) -> list[str]:
         for table, row, parent, _ in run("PRAGMA foreign_key_check")
     ]
     return found + orphans
+
+
+def _corrupt(session: Session) -> list[str]:
+    return masks.list_corrupt(session) + reservoir.list_corrupt(session) + features.list_corrupt(session)
 
 
 def _schema_problems(session: Session) -> list[str]:

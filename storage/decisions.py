@@ -1,22 +1,43 @@
 """Why batches went where they went, with the evidence. Written once and kept."""
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from storage.models import DecisionRow, Json, Kind, utc_now
 
 
-def record(session: Session, batch_id: int, kind: Kind, task_id: int | None, evidence: Json) -> int:
-    """Record a decision about a batch and return its id. `evidence` is strict JSON: no NaN, no infinity."""
-    row = DecisionRow(batch_id=batch_id, kind=kind, task_id=task_id, evidence=evidence, created_at=utc_now())
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is decided about a batch. evidence: strict JSON, no NaN, no infinity; reason: one line for people."""
+
+    kind: Kind
+    task_id: int | None
+    evidence: Json
+    reason: str | None = None
+
+
+def record(session: Session, batch_id: int, decision: Decision) -> int:
+    """Record a decision about a batch and return its id."""
+    row = DecisionRow(
+        batch_id=batch_id,
+        kind=decision.kind,
+        task_id=decision.task_id,
+        evidence=decision.evidence,
+        reason=decision.reason,
+        created_at=utc_now(),
+    )
     session.add(row)
     session.flush()
     return row.id
 
 
-def list_for_task(session: Session, task_id: int, limit: int | None = None) -> list[DecisionRow]:
-    """The newest `limit` decisions for a task, newest first."""
-    query = select(DecisionRow).where(DecisionRow.task_id == task_id)
+def list_for_task(session: Session, task_ids: int | Collection[int], limit: int | None = None) -> list[DecisionRow]:
+    """The newest `limit` decisions for a task, or for any of several, newest first."""
+    ids = [task_ids] if isinstance(task_ids, int) else task_ids
+    query = select(DecisionRow).where(DecisionRow.task_id.in_(ids))
     return list(session.scalars(query.order_by(DecisionRow.id.desc()).limit(limit)))
 
 

@@ -1,11 +1,12 @@
 """The batch ledger: every batch ever seen, its state, and the few ways from one state to the next.
 
                       ┌──────────────→ committed | scored | quarantined
-    staged → training ┤                     ↑
-       ↑         │    └──────→ unsure ──────┘
+    staged → training ┤                 ↓   ↑
+       ↑         │    └──────→ unsure ──┴───┘
        └─────────┴ (restart) ────┘
 
-`duplicate` and `quarantined` also come straight from the door, and are final like `committed` and `scored`.
+`duplicate` and `quarantined` also come straight from the door, and are final like `scored`. Only `recall` takes a
+committed batch back, and only `reassign` gives it to another task.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ class BatchUnknown(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A batch at the door, its bytes already in the spool. size: bytes; samples: rows of x."""
+    """A batch at the door, its bytes already in the spool.
+
+    size: bytes; samples: rows of x; given_task: the task that came with it, as the user named it.
+    """
 
     source: str
     name: str
@@ -39,6 +43,7 @@ class Entry:
     size: int
     samples: int
     labelled: bool
+    given_task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,7 @@ def stage(session: Session, entry: Entry) -> Staged:
         size=entry.size,
         samples=entry.samples,
         labelled=entry.labelled,
+        given_task=entry.given_task,
         state="duplicate" if first else "staged",
         reason=_why_duplicate(first) if first else None,
     )
@@ -139,6 +145,30 @@ def finish(session: Session, batch_id: int, outcome: Outcome) -> None:
         raise LedgerConflict(f"batch {batch_id} is {state}: it cannot become {outcome.state}")
 
 
+def recall(session: Session, batch_id: int, provisional: int | None, reason: str | None = None) -> None:
+    """Take a committed batch back: it is unsure again, in a provisional task or in none. Record a decision too.
+
+    Raises LedgerConflict when the batch is not committed; then nothing is changed.
+    """
+    values = {"state": "unsure", "task_id": None, "provisional": provisional, "decision": "unsure", "reason": reason}
+    _change_committed(session, batch_id, values, "be recalled")
+
+
+def reassign(session: Session, batch_id: int, task_id: int, reason: str | None = None) -> None:
+    """Give a committed batch to another task. Record a decision too. `reason`: None keeps the one it has.
+
+    Raises LedgerConflict when the batch is not committed; then nothing is changed.
+    """
+    values: dict[str, Any] = {"task_id": task_id}
+    _change_committed(session, batch_id, values if reason is None else values | {"reason": reason}, "be reassigned")
+
+
+def list_committed(session: Session, task_id: int, start: int = 0) -> list[BatchRow]:
+    """The batches that a task has learned, in order of arrival, from the id `start` on."""
+    query = select(BatchRow).where(BatchRow.task_id == task_id, BatchRow.state == "committed", BatchRow.id >= start)
+    return list(session.scalars(query.order_by(BatchRow.id)))
+
+
 def find_content(session: Session, sha256: str) -> BatchRow | None:
     """The first batch with this content, in whatever state; None when it is new."""
     return session.scalar(select(BatchRow).where(BatchRow.dedupe_key == sha256))
@@ -192,6 +222,13 @@ def _add(session: Session, **columns: Any) -> BatchRow:
     session.add(row)
     session.flush()
     return row
+
+
+def _change_committed(session: Session, batch_id: int, values: dict[str, Any], step: str) -> None:
+    change = update(BatchRow).where(BatchRow.id == batch_id, BatchRow.state == "committed")
+    if _changed(session, change.values(**values, updated_at=utc_now())) != 1:
+        row = session.get(BatchRow, batch_id)
+        raise LedgerConflict(f"batch {batch_id} is {'missing' if row is None else row.state}: it cannot {step}")
 
 
 def _changed(session: Session, change: Any) -> int:

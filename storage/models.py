@@ -109,7 +109,11 @@ class NetworkRow(Base):
 
 
 class TaskRow(Base):
-    """A distribution that the daemon found. Its id is never given to another task."""
+    """A distribution that the daemon found. Its id is never given to another task.
+
+    `retired_at`: no longer served, recognised or trained since then. `merged_into`: the task that answers for it.
+    `key`: what the user calls it, where the user says which task a batch belongs to.
+    """
 
     __tablename__ = "task"
 
@@ -126,14 +130,23 @@ class TaskRow(Base):
     statistics: Mapped[Blob | None]
     created_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]
+    retired_at: Mapped[datetime | None]
+    merged_into: Mapped[int | None] = mapped_column(ForeignKey("task.id"))
+    key: Mapped[str | None] = mapped_column(Text, unique=True)
 
-    __table_args__ = (_fraction("density"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        _fraction("density"),
+        CheckConstraint("merged_into <> id", name="merged_into_another"),
+        CheckConstraint("merged_into IS NULL OR retired_at IS NOT NULL", name="merged_is_retired"),
+        {"sqlite_autoincrement": True},
+    )
 
 
 class BatchRow(Base):
     """One line of the ledger: a batch that came in, and what became of it.
 
     `dedupe_key` is the content's hash in the one row that may take effect for it, NULL in every other.
+    `given_task` is the task that came with the batch, as the user named it.
     """
 
     __tablename__ = "batch"
@@ -154,6 +167,7 @@ class BatchRow(Base):
     attempts: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+    given_task: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         _one_of("state", STATES),
@@ -166,7 +180,12 @@ class BatchRow(Base):
 
 
 class MaskVersionRow(AppendOnly, Base):
-    """One version of a task's supermask: its packed bits, and the batch that made it."""
+    """One version of a task's supermask: its packed bits and the float32 statistics of its normalisation.
+
+    `batch_id`: the batch that made it; `reason`: why it exists, when no batch made it. `reference`: the task's own
+    record when the version was made, so that a return to the version is a return to its record too.
+    `sha256` is that of the bits followed by the statistics.
+    """
 
     __tablename__ = "mask_version"
 
@@ -178,12 +197,15 @@ class MaskVersionRow(AppendOnly, Base):
     sha256: Mapped[str] = mapped_column(String(64))
     density: Mapped[float]
     created_at: Mapped[datetime]
+    statistics: Mapped[Blob | None]
+    reason: Mapped[str | None] = mapped_column(Text)
+    reference: Mapped[Json | None]
 
     __table_args__ = (_fraction("density"),)
 
 
 class DecisionRow(AppendOnly, Base):
-    """Why a batch went where it went."""
+    """Why a batch went where it went: the evidence, and in `reason` one line for people."""
 
     __tablename__ = "decision"
 
@@ -193,6 +215,7 @@ class DecisionRow(AppendOnly, Base):
     task_id: Mapped[int | None] = mapped_column(ForeignKey("task.id"), index=True)
     evidence: Mapped[Json]
     created_at: Mapped[datetime]
+    reason: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (_one_of("kind", KINDS), {"sqlite_autoincrement": True})
 
@@ -217,6 +240,42 @@ class TrainingStateRow(Base):
     turn: Mapped[int] = mapped_column(BigInteger, unique=True)
     payload: Mapped[bytes]
     updated_at: Mapped[datetime]
+
+
+class ReservoirRow(Base):
+    """One layer's matrix of the Hopfield reservoir: float weights between `size` neurons, and how many patterns."""
+
+    __tablename__ = "reservoir"
+
+    layer: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    size: Mapped[int]
+    patterns: Mapped[int]
+    matrix: Mapped[bytes]
+    sha256: Mapped[str] = mapped_column(String(64))
+    updated_at: Mapped[datetime]
+
+
+class FeatureProductsRow(Base):
+    """The sum of f fᵀ over the features f of all rows of all tasks; each task's own sums are in its `statistics`."""
+
+    __tablename__ = "feature_products"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    products: Mapped[bytes]
+    sha256: Mapped[str] = mapped_column(String(64))
+    updated_at: Mapped[datetime]
+
+    __table_args__ = (CheckConstraint("id = 1", name="only_one"),)
+
+
+class ReservoirPatternRow(Base):
+    """A mask version that the reservoir holds as an attractor. `turn` grows with every pattern and orders them."""
+
+    __tablename__ = "reservoir_pattern"
+
+    task_id: Mapped[int] = mapped_column(ForeignKey("task.id"), primary_key=True)
+    version: Mapped[int]
+    turn: Mapped[int] = mapped_column(BigInteger, unique=True)
 
 
 class StoreSession(Session):

@@ -3,7 +3,7 @@
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from storage.models import TrainingStateRow, utc_now
+from storage.models import TaskRow, TrainingStateRow, utc_now
 
 StateRow = TrainingStateRow
 
@@ -15,13 +15,31 @@ def save(session: Session, task_id: int, version: int, payload: bytes) -> None:
     session.flush()
 
 
+def get_payload(session: Session, task_id: int) -> bytes | None:
+    """A task's state, or None."""
+    row = session.get(TrainingStateRow, task_id)
+    return None if row is None else row.payload
+
+
 def load_states(session: Session) -> list[StateRow]:
     """All stored states, the most recent task first."""
     return list(session.scalars(select(TrainingStateRow).order_by(TrainingStateRow.turn.desc())))
 
 
 def keep_recent(session: Session, count: int) -> None:
-    """Drop all but the `count` most recent states."""
-    kept = select(TrainingStateRow.task_id).order_by(TrainingStateRow.turn.desc()).limit(count)
-    recent = list(session.scalars(kept))
-    session.execute(delete(TrainingStateRow).where(TrainingStateRow.task_id.not_in(recent)))
+    """Drop all but the `count` most recent states of tasks in use; those of retired tasks wait for a reopening."""
+    active = select(TrainingStateRow.task_id).join(TaskRow).where(TaskRow.retired_at.is_(None))
+    stale = list(session.scalars(active.order_by(TrainingStateRow.turn.desc()).offset(count)))
+    session.execute(delete(TrainingStateRow).where(TrainingStateRow.task_id.in_(stale)))
+
+
+def touch(session: Session, task_id: int) -> None:
+    """Make a task's state, if there is one, the most recent."""
+    row = session.get(TrainingStateRow, task_id)
+    if row is not None:
+        save(session, task_id, row.version, row.payload)
+
+
+def forget(session: Session, task_id: int) -> None:
+    """Drop a task's state, if there is one."""
+    session.execute(delete(TrainingStateRow).where(TrainingStateRow.task_id == task_id))

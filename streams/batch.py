@@ -1,5 +1,6 @@
 """What a source hands over: a finished batch, or the reason why a file is none."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +21,21 @@ class Batch:
 
     x: (n, d) vectors or (n, H, W[, C]) images; float16/32/64, any integer, or bool; finite; n >= 1.
     y: (n,) int64 or str ('<U..') labels, None when the batch is unlabelled.
+    task: the user's own name of the task, None when it was not told or not looked for.
     """
 
     x: np.ndarray
     y: np.ndarray | None
+    task: str | None = None
+
+    def sha256(self) -> str:
+        """Hash of the samples and labels alone, 64 hex digits: the same however they were packed and sent."""
+        digest = hashlib.sha256()
+        for array in (self.x, self.y):
+            if array is not None:
+                digest.update(f"{array.dtype.str}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +45,7 @@ class Arrival:
     name: path relative to the watched folder, '/' separated, printable.
     sha256: 64 hex digits of `payload`.
     key, position: the cursor; the same key with the same position is the same content.
+    task: which task it says it belongs to, where that is looked for.
     """
 
     source: str
@@ -43,6 +56,7 @@ class Arrival:
     labelled: bool
     key: str
     position: str
+    task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

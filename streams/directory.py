@@ -10,8 +10,9 @@ import structlog
 
 from streams.batch import Arrival, BatchRejected, Refusal
 from streams.files import StillChanging, read_file
-from streams.formats import Limits, decode
+from streams.formats import Limits
 from streams.images import encode_folder
+from streams.tasks import TaskRule, accept
 from streams.tree import Candidate, Member, walk
 from streams.watch import FolderWatch
 
@@ -26,12 +27,14 @@ class DirectorySettings:
     settle_seconds: so long unchanged, or renamed into place, and no writer: finished.
     incomplete_seconds: a truncated file that is unchanged for so long is refused.
     max_batch_bytes: of one file, or of all images of one batch.
+    tasks: which batches must say what task they belong to.
     """
 
     settle_seconds: float = 1.0
     incomplete_seconds: float = 5.0
     max_batch_bytes: int = 256 << 20
     limits: Limits = field(default_factory=Limits)
+    tasks: TaskRule = "ignored"
 
 
 @dataclass(slots=True)
@@ -147,7 +150,7 @@ class DirectorySource:
         try:
             payload = self._load(candidate)
             digest = hashlib.sha256(payload).hexdigest()
-            batch = decode(payload, self._settings.limits)
+            accepted, batch = accept(payload, candidate.key, self._settings.tasks, self._settings.limits)
         except BatchRejected as rejection:
             refusal = self._refuse(candidate, rejection, digest)
             return self._await_rest(candidate, refusal) if rejection.code == "truncated" else refusal
@@ -156,12 +159,13 @@ class DirectorySource:
         return Arrival(
             source=self.name,
             name=candidate.key,
-            sha256=digest,
-            payload=payload,
+            sha256=digest if accepted is payload else hashlib.sha256(accepted).hexdigest(),
+            payload=accepted,
             samples=len(batch.x),
             labelled=batch.y is not None,
             key=candidate.key,
             position=candidate.position,
+            task=batch.task,
         )
 
     def _load(self, candidate: Candidate) -> bytes:

@@ -1,4 +1,4 @@
-"""Bytes to Batch and back: an .npz archive with `x` (n, ...) and optionally `y` (n,).
+"""Bytes to Batch and back: an .npz archive with `x` (n, ...) and optionally `y` (n,) and `task`.
 
 Every size is checked before memory is taken for it, and nothing is ever unpickled.
 """
@@ -18,6 +18,7 @@ from streams.names import printable
 from streams.npy import Header, check_size, read_array, read_header
 
 MAX_LABEL_CHARACTERS = 256
+MAX_TASK_CHARACTERS = 255
 RATIO_MATTERS_FROM = 16 << 20  # bytes; a smaller archive is harmless however well it packs
 
 _LOCAL, _END, _ZIP64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07"
@@ -39,21 +40,27 @@ class Limits:
 _DEFAULTS = Limits()
 
 
-def decode(payload: bytes, limits: Limits = _DEFAULTS) -> Batch:
-    """Read the bytes of an .npz file; raises only BatchRejected. Members other than x and y are ignored."""
+def decode(payload: bytes, limits: Limits = _DEFAULTS, with_task: bool = False) -> Batch:
+    """Read the bytes of an .npz file; raises only BatchRejected.
+
+    Members other than x and y are not looked at, `task` only if asked for.
+    """
     _check_ends(payload, limits)
     with _damage_is_refused(), zipfile.ZipFile(io.BytesIO(payload)) as archive:
         members = _check_members(archive.infolist(), len(payload), limits)
         x = _read_x(archive, members["x.npy"], limits)
         y = _read_y(archive, members["y.npy"], len(x)) if "y.npy" in members else None
-    return Batch(x, y)
+        told = with_task and "task.npy" in members
+        task = _read_task(archive, members["task.npy"], len(x)) if told else None
+    return Batch(x, y, task)
 
 
 def encode(batch: Batch) -> bytes:
     """The canonical .npz bytes of a batch: equal arrays give equal bytes, on any day and machine."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in (("x.npy", batch.x), ("y.npy", batch.y)):
+        task = None if batch.task is None else np.array([batch.task])
+        for name, array in (("x.npy", batch.x), ("y.npy", batch.y), ("task.npy", task)):
             if array is not None:
                 with archive.open(zipfile.ZipInfo(name), "w") as member:
                     np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
@@ -169,7 +176,7 @@ def _read_y(archive: zipfile.ZipFile, info: zipfile.ZipInfo, samples: int) -> np
         check_size(header, info.file_size, "y")
         y = read_array(stream, header)
     if y.dtype.kind == "U":
-        return _check_text(y)
+        return _check_text(y, "bad_labels", "y")
     if y.dtype == np.uint64 and y.max() > np.iinfo(np.int64).max:
         raise BatchRejected("bad_labels", f"y: {y.max()} does not fit into int64")
     return y.astype(np.int64)
@@ -184,10 +191,34 @@ def _check_labels(header: Header, samples: int) -> None:
         raise BatchRejected("bad_labels", f"y: strings of 1 to {MAX_LABEL_CHARACTERS} characters expected")
 
 
-def _check_text(y: np.ndarray) -> np.ndarray:
+def _read_task(archive: zipfile.ZipFile, info: zipfile.ZipInfo, samples: int) -> str:
+    """The one value of `task`, a scalar or (1,), or (n,) for all samples; an integer becomes its decimal digits."""
+    with archive.open(info) as stream:
+        header = read_header(stream, "task")
+        if header.dtype.kind not in "iuU" or header.shape not in ((), (1,), (samples,)):
+            raise BatchRejected(
+                "bad_task",
+                f"task: {header.dtype} of shape {header.shape}, expected one integer or string, or ({samples},) of it",
+            )
+        if header.dtype.kind == "U" and not 0 < header.dtype.itemsize <= 4 * MAX_TASK_CHARACTERS:
+            raise BatchRejected("bad_task", f"task: expected 1 to {MAX_TASK_CHARACTERS} characters")
+        check_size(header, info.file_size, "task")
+        values = read_array(stream, header).reshape(-1)
+    if values.dtype.kind == "U":
+        _check_text(values, "bad_task", "task")
+    found = np.unique(values)
+    if len(found) > 1:
+        raise BatchRejected("bad_task", f"task: {len(found)} different ones, expected one for the whole batch")
+    task = str(found[0])
+    if not task or not task.isprintable():
+        raise BatchRejected("bad_task", f"task: {printable(task)!r}, expected 1 or more printable characters")
+    return task
+
+
+def _check_text(values: np.ndarray, code: str, where: str) -> np.ndarray:
     """numpy takes any 32 bits for a character; only real ones can be compared, stored and sent."""
-    points = y.view(np.uint32)
+    points = values.view(np.uint32)
     bad = np.count_nonzero((points > 0x10FFFF) | ((points >= 0xD800) & (points <= 0xDFFF)))
     if bad:
-        raise BatchRejected("bad_labels", f"y: {bad} characters are not Unicode")
-    return y
+        raise BatchRejected(code, f"{where}: {bad} characters are not Unicode")
+    return values

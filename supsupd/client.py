@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -55,30 +56,60 @@ class Client:
         """The daemon at a glance."""
         return self._ask("GET", "/v1/status")
 
-    def tasks(self) -> list[dict[str, Any]]:
-        """All tasks, by id."""
-        return self._ask("GET", "/v1/tasks")
+    def tasks(self, retired: bool = False) -> list[dict[str, Any]]:
+        """The tasks in use, by id; the retired and merged ones too if asked."""
+        return self._ask("GET", "/v1/tasks", params={"all": "true"} if retired else {})
 
-    def task(self, task: int) -> dict[str, Any]:
-        """One task with its decisions."""
-        return self._ask("GET", f"/v1/tasks/{task}")
+    def task(self, task: int | str) -> dict[str, Any]:
+        """One task with its decisions. A text is its key, name or id."""
+        return self._ask("GET", _task_path(task))
 
-    def rename(self, task: int, name: str) -> dict[str, Any]:
+    def rename(self, task: int | str, name: str) -> dict[str, Any]:
         """The renamed task."""
-        return self._ask("PATCH", f"/v1/tasks/{task}", content=_to_json({"name": name}))
+        return self._ask("PATCH", _task_path(task), content=_to_json({"name": name}))
+
+    def retire(self, task: int | str) -> dict[str, Any]:
+        """Takes a task out of use: no longer served, recognised or trained. Nothing of it is lost."""
+        return self._ask("POST", _task_path(task) + "/retire")
+
+    def reopen(self, task: int | str) -> dict[str, Any]:
+        """Takes a retired task into use again, as it was."""
+        return self._ask("POST", _task_path(task) + "/reopen")
+
+    def merge(self, task: int | str, other: int | str) -> dict[str, Any]:
+        """Lets `task` answer for `other` from now on, which is retired; returns the task."""
+        return self._ask("POST", _task_path(task) + "/merge", content=_to_json({"other": other}))
+
+    def split(self, task: int | str, batch: int) -> dict[str, Any]:
+        """Makes a new task of a task's batches from `batch` on, and returns it."""
+        return self._ask("POST", _task_path(task) + "/split", content=_to_json({"from": batch}))
+
+    def why(self, batch: int) -> dict[str, Any]:
+        """What was decided about a batch: {"batch", "decisions", "versions", "words"}; `words` are plain lines."""
+        return self._ask("GET", f"/v1/batches/{batch}/why")
 
     def batches(self, state: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """The ledger: what became of every batch."""
         query = {key: value for key, value in (("state", state), ("limit", limit)) if value is not None}
         return self._ask("GET", "/v1/batches", params=query)
 
-    def predict(self, x: np.ndarray, task: int | None = None, per_sample: bool = False) -> list[dict[str, Any]]:
+    def predict(
+        self,
+        x: np.ndarray,
+        task: int | str | None = None,
+        per_sample: bool = False,
+        method: str | None = None,
+        objective: str | None = None,
+    ) -> list[dict[str, Any]]:
         """One {"label", "task", "entropy", "known"} for each row of x (n, ...).
 
-        The task is inferred unless given: of each row by itself if `per_sample`, else of all rows together.
+        The task is inferred unless given: of each row by itself if `per_sample`, else of all rows together,
+        in the daemon's way or by `method` (exact, one-shot, binary, recover) and `objective` (entropy, g, energy,
+        max-logit, features).
         Raises ValueError for an x that is not numbers or not finite.
         """
-        body = _to_json(_infer_request(x, task, per_sample))
+        parameters = {"task": task, "per_sample": per_sample, "method": method, "objective": objective}
+        body = _to_json(_infer_request(x, {key: value for key, value in parameters.items() if value is not None}))
         answer = self._ask("POST", "/v2/models/supsup/infer", content=body)
         columns = {output["name"]: output["data"] for output in answer["outputs"]}
         rows = zip(*(columns[field] for field in ROW_FIELDS), strict=True)
@@ -87,6 +118,10 @@ class Client:
     def submit(self, name: str, payload: bytes) -> dict[str, Any]:
         """Hands over an .npz file's bytes as a batch; on return they are durable."""
         return self._ask("POST", "/v1/batches", params={"name": name}, content=payload)
+
+    def reservoir(self) -> dict[str, Any]:
+        """What the Hopfield reservoir holds, what it costs, and how many masks come back from it."""
+        return self._ask("GET", "/v1/reservoir")
 
     def scan(self) -> dict[str, Any]:
         """Asks every source for a full pass: {"pass": its number}."""
@@ -126,21 +161,23 @@ def _read_answer(response: httpx.Response) -> Any:
     raise DaemonError(response.status_code, text or f"HTTP {response.status_code}")
 
 
-def _infer_request(x: np.ndarray, task: int | None, per_sample: bool) -> dict[str, Any]:
+def _infer_request(x: np.ndarray, parameters: dict[str, Any]) -> dict[str, Any]:
     datatype = DATATYPE_OF.get(x.dtype.newbyteorder("="))
     if datatype is None:
         raise ValueError(f"x must hold numbers, not {x.dtype}")
     if not np.isfinite(x).all():
         raise ValueError("x holds NaN or infinity")
-    parameters: dict[str, Any] = {"per_sample": per_sample}
-    if task is not None:
-        parameters["task"] = task
     data = x.ravel().tolist()
     return {
         "inputs": [{"name": "x", "shape": list(x.shape), "datatype": datatype, "data": data}],
         "outputs": [{"name": field} for field in ROW_FIELDS],
         "parameters": parameters,
     }
+
+
+def _task_path(task: int | str) -> str:
+    """An int is an id and nothing else; a text is what the daemon makes of it."""
+    return f"/v1/tasks/{quote(task if isinstance(task, str) else f'id:{task}', safe='')}"
 
 
 def _to_json(value: Any) -> bytes:

@@ -25,6 +25,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from supsupd.choices import OBJECTIVE_ALIASES, Method, Objective, Scenario
 from supsupd.paths import DATABASE_NAME, MAX_SOCKET_PATH, default_socket, default_state
 
 ENV_PREFIX = "SUPSUPD_"
@@ -71,6 +72,10 @@ def _split(separator: str) -> BeforeValidator:
     return BeforeValidator(split)
 
 
+def _objective(value: Any) -> Any:
+    return OBJECTIVE_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
 AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 WatchFolder = Annotated[AbsolutePath, AfterValidator(_existing_directory)]
 SocketPath = Annotated[AbsolutePath, AfterValidator(_short_enough)]
@@ -84,12 +89,45 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ImageTransforms(Section):
+    """What is done to images, stored with the network: the first three to every row, flips and crops in training."""
+
+    resize: Annotated[list[PositiveInt], _split(","), Field(min_length=2, max_length=2)] | None = None
+    """(height, width)."""
+    mean: Annotated[list[float], _split(",")] | None = None
+    sd: Annotated[list[PositiveFloat], _split(",")] | None = None
+    """Per channel, of values scaled to 0..1 if they are whole numbers."""
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    crop: Annotated[int, Field(ge=0)] = 0
+    """Random shifts by up to so many pixels."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Self:
+        if (self.mean is None) != (self.sd is None) or len(self.mean or []) != len(self.sd or []):
+            context = {"key": "network.transforms.sd", "given": self.sd}
+            text = "Input should be as many values as network.transforms.mean"
+            raise PydanticCustomError("mean_and_sd", text, context)
+        return self
+
+
 class NetworkSettings(Section):
     """The fixed random network. Only read when the state directory is new: it never changes afterwards."""
 
+    kind: Annotated[str, Field(min_length=1)] = "mlp"
+    """mlp, units, conv, conv2, conv4, conv6, resnet18-gem, or a classification model of torchvision by its name."""
     input_shape: Annotated[list[PositiveInt], _split(","), Field(max_length=3)] = []
     """Shape of one row, (d) or (H, W[, C]); empty: that of the first labelled batch."""
-    hidden: Annotated[list[PositiveInt], _split(",")] = [300, 100]
+    hidden: Annotated[list[PositiveInt], _split(",")] | None = None
+    """Widths of the hidden linear layers. None: 300, 100 (mlp), 2048, 2048 (units), 256, 256 (conv networks)."""
+    channels: Annotated[list[Annotated[int, Field(ge=0)]], _split(",")] = []
+    """Of each convolution of a conv network, 0 for a pooling; empty: its kind's own, conv4's for conv."""
+    width: PositiveFloat = 1.0
+    """Factor on the channels of the conv networks and of resnet18-gem."""
+    norm: Literal["none", "group", "batch", "task", "fixed"] | None = None
+    """Between convolutions. None: group. task: statistics of each task's own, stored with its masks."""
+    pretrained: AbsolutePath | None = None
+    """A safetensors file of weights that take the place of the random signs."""
     outputs: PositiveInt | None = None
     """None: the classes of the first batch x `headroom`."""
     headroom: PositiveInt = 10
@@ -97,6 +135,7 @@ class NetworkSettings(Section):
     normalisation: Literal["sample", "feature", "none"] = "sample"
     """sample: each row by itself; feature: each input by the first `feature_rows` rows, then frozen."""
     feature_rows: PositiveInt = 256
+    transforms: ImageTransforms = ImageTransforms()
 
 
 class LearningSettings(Section):
@@ -105,12 +144,21 @@ class LearningSettings(Section):
     rule: Literal["threshold", "edge-popup"] = "threshold"
     optimiser: Literal["rmsprop", "adam"] = "rmsprop"
     lr: PositiveFloat = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the step size over the steps of one batch; cosine ends at 0."""
     steps: PositiveInt = 20
     """Optimiser steps for a batch; a larger batch takes one pass over its rows, up to `max_steps`."""
     max_steps: PositiveInt = 500
     minibatch: PositiveInt = 128
     density: Fraction = 0.5
     """The fraction of weights kept, for the edge-popup rule."""
+    density_budget: Literal["uniform", "erdos-renyi"] = "uniform"
+    """The same density in each layer, or more where a layer has few weights for its width."""
+    transfer: Literal["none", "mean", "best", "auto"] = "none"
+    """Where a new task's scores start: at random, from the mean of all tasks, from the mask that does best on its
+    first batch, or whichever of these does best on held-out rows after training."""
+    foreign: Literal["none", "rotated", "shuffled"] = "none"
+    """Superfluous outputs trained as "none of these": on images turned by quarters, or on rows with shuffled inputs."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.98
     """Decay of the running average of the scores, from which the mask is taken."""
@@ -124,8 +172,13 @@ class LearningSettings(Section):
 
 
 class RecognitionSettings(Section):
-    """When a batch is known, new or unsure."""
+    """When a batch is known, new or unsure, and which task a query is of."""
 
+    scenario: Scenario = "NNs"
+    """Whether the task is given in training and in inference (GG), in training (GN) or never (NN), and whether tasks
+    share their labels (s) or not (u). A state directory stays with given tasks, or without."""
+    rule: Literal["calibrated", "paper"] = "calibrated"
+    """calibrated: by labels, at stated error rates; paper: by the paper's k max nu, from inputs alone."""
     false_alarm: Fraction = 1e-3
     """The chance that a batch of a known task is taken for something else."""
     promote_error: Fraction = 1e-6
@@ -136,8 +189,51 @@ class RecognitionSettings(Section):
     """Provisional tasks kept at once; the one longest untouched is given up for a new one."""
     patience_batches: PositiveInt = 64
     """Batches after which a provisional task that has proved nothing is given up."""
-    evidence: Literal["entropy", "energy", "max-logit"] = "entropy"
-    inference: Literal["exact", "one-shot"] = "exact"
+    max_new_per_hour: Annotated[int, Field(ge=0)] = 64
+    """New tasks in any hour; what proves itself beyond them waits. 0: no limit."""
+    paper_epsilon: PositiveFloat = 0.125
+    """The paper's rule makes a new mask where k max nu is below 1 + this."""
+    check_batches: PositiveInt = 100
+    """The paper's rule looks at every so many batches, and trains the current mask in between."""
+    inference: Method = "exact"
+    """How a query's task is found, where the query says nothing else; so for the objective."""
+    objective: Annotated[Objective, BeforeValidator(_objective)] = "entropy"
+    features: bool = False
+    """Keep statistics of each task's inputs, in features of the whole network, for objective features."""
+
+    @property
+    def tasks_given(self) -> bool:
+        """Whether a labelled batch says which task it belongs to."""
+        return self.scenario != "NNs"
+
+    @property
+    def labels_shared(self) -> bool:
+        """Whether a task may answer with labels that it has never seen."""
+        return self.scenario in ("GNs", "NNs")
+
+    @property
+    def task_rule(self) -> Literal["ignored", "labelled", "all"]:
+        """Which batches have to say their task, in the words of `streams.tasks`."""
+        if not self.tasks_given:
+            return "ignored"
+        return "all" if self.scenario == "GG" else "labelled"
+
+
+class ReservoirSettings(Section):
+    """The Hopfield reservoir, which keeps finished masks of hidden units as attractors (the paper's HopSupSup)."""
+
+    enabled: bool = False
+    """Needs network.kind units. The mask of a task is finished when another task gets a batch of the stream."""
+    descent: Literal["projected", "paper"] = "projected"
+    """projected: the slope of the evidence goes through the matrices and has the strength of the energy's; paper: the
+    slope of the entropy as it is."""
+    steps: PositiveInt = 30
+    lr: PositiveFloat = 500.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    gamma: PositiveFloat = 1.5e-3
+    """What the energy weighs at the last step."""
+    warn_load: Fraction = 0.8
+    """The share of the capacity, 0.138 masks for each unit of the narrowest layer, from which on the log warns."""
 
 
 class IntakeSettings(Section):
@@ -187,12 +283,19 @@ class Settings(BaseSettings):
     network: NetworkSettings = NetworkSettings()
     learning: LearningSettings = LearningSettings()
     recognition: RecognitionSettings = RecognitionSettings()
+    reservoir: ReservoirSettings = ReservoirSettings()
     intake: IntakeSettings = IntakeSettings()
     serving: ServingSettings = ServingSettings()
 
     @property
     def database(self) -> Path:
         return self.state / DATABASE_NAME
+
+    @property
+    def inference(self) -> Method:
+        """How a query's task is found: as set; else by recovering its mask where there is a reservoir."""
+        unset = "inference" not in self.recognition.model_fields_set
+        return "recover" if self.reservoir.enabled and unset else self.recognition.inference
 
     @classmethod
     def settings_customise_sources(
@@ -204,6 +307,43 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # load_settings merges the layers itself: an error must name the layer that it comes from.
         return (init_settings,)
+
+    @model_validator(mode="after")
+    def _keep_superfluous(self) -> Self:
+        """Objective g looks at outputs that stand for no class."""
+        if self.recognition.objective == "g" and self.network.outputs == 1:
+            raise PydanticCustomError(
+                "no_superfluous",
+                "Input should be 2 or more: recognition.objective g needs an output beyond the classes",
+                {"key": "network.outputs", "given": 1},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keep_features(self) -> Self:
+        """Objective features needs what only recognition.features keeps."""
+        if self.recognition.objective == "features" and not self.recognition.features:
+            text = "Input should be true: recognition.objective features needs it"
+            context = {"key": "recognition.features", "given": False}
+            raise PydanticCustomError("no_features", text, context)
+        return self
+
+    @model_validator(mode="after")
+    def _mask_units(self) -> Self:
+        """The reservoir holds a bit for each unit: its matrices are quadratic in the mask's length."""
+        if self.reservoir.enabled and self.network.kind != "units":
+            raise PydanticCustomError(
+                "not_units",
+                "Input should be 'units', since reservoir.enabled is true",
+                {"key": "network.kind", "given": self.network.kind},
+            )
+        if self.recognition.inference == "recover" and not self.reservoir.enabled:
+            raise PydanticCustomError(
+                "no_reservoir",
+                "Input should be 'exact', 'one-shot' or 'binary', since reservoir.enabled is false",
+                {"key": "recognition.inference", "given": "recover"},
+            )
+        return self
 
     @model_validator(mode="after")
     def _keep_apart(self) -> Self:
@@ -300,7 +440,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 def _describe(detail: ErrorDetails, layers: list[_Layer]) -> str:
     """One line: where, which key, what was given, what was expected."""
     context = detail.get("ctx", {})
-    loc = tuple(part for part in detail["loc"] if isinstance(part, str)) or (context["key"],)
+    loc = tuple(part for part in detail["loc"] if isinstance(part, str)) or tuple(context["key"].split("."))
     given = context.get("given", detail["input"])
     layer = next((layer for layer in layers if layer.holds(loc)), _Layer("defaults", {}))
     shown = repr(str(given) if isinstance(given, Path) else given)

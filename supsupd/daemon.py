@@ -18,15 +18,19 @@ import structlog
 
 from storage.cursors import load_cursors
 from storage.db import Database, SchemaMismatch, StoreError, upgrade
+from storage.features import FeaturesCorrupt
 from storage.lock import StateLock, StateLocked
 from storage.masks import MaskCorrupt
 from storage.spool import Spool
 from streams.directory import DirectorySettings, DirectorySource
 from streams.formats import Limits
-from supsupd.config import Settings
+from supsupd.config import ConfigError, Settings
+from supsupd.founding import check_network
 from supsupd.intake import Intake
 from supsupd.learning.device import Device, pick_device, use_threads
+from supsupd.learning.modules import UnsupportedNetwork
 from supsupd.learning.network import NetworkMismatch
+from supsupd.learning.pretrained import PretrainedMismatch
 from supsupd.service import Service
 from supsupd.serving.http import create_app
 from supsupd.serving.server import HttpServer, SocketRefused, bind_unix
@@ -44,14 +48,17 @@ def run(settings: Settings) -> int:
     """Runs until SIGTERM or SIGINT; the exit code. What prevents a start is one line on stderr."""
     try:
         device = pick_device(settings.device)
-    except RuntimeError as error:
+        check_network(settings.network)
+    except (RuntimeError, UnsupportedNetwork, PretrainedMismatch) as error:
         return _refuse(str(error), EXIT_CONFIG)
     try:
         with StateLock.acquire(settings.state):
             return Daemon(settings, device).run()
+    except (ConfigError, PretrainedMismatch) as error:
+        return _refuse(str(error), EXIT_CONFIG)
     except (StateLocked, SocketRefused) as error:
         return _refuse(str(error), EXIT_BUSY)
-    except (SchemaMismatch, NetworkMismatch, MaskCorrupt, StoreError) as error:
+    except (SchemaMismatch, NetworkMismatch, MaskCorrupt, FeaturesCorrupt, StoreError) as error:
         return _refuse(str(error), EXIT_DATA)
     except OSError as error:
         return _refuse(f"{error.filename or settings.state}: {error.strerror or error}", EXIT_OS)
@@ -107,7 +114,7 @@ class Daemon:
         spool = Spool(settings.state / "spool")
         worker = Worker(settings, database, spool, self._device)
         worker.load()
-        intake = Intake(database, spool, settings.intake, worker.notify)
+        intake = Intake(database, spool, settings.intake, worker.notify, settings.recognition.task_rule)
         self._add_sources(intake, database)
         service = Service(settings, database, worker, intake)
         server = HttpServer(create_app(service, settings.serving), [bind_unix(settings.socket)])
@@ -133,6 +140,7 @@ class Daemon:
             incomplete_seconds=settings.incomplete_seconds,
             max_batch_bytes=settings.max_batch_bytes,
             limits=Limits(bytes=settings.max_unpacked_bytes),
+            tasks=self._settings.recognition.task_rule,
         )
         for folder in self._settings.watch:
             with database.read() as session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from supsupd.learning.continual import Change
+from supsupd.learning.records import Change
 
 
 def why(change: Change, state: str) -> str:
@@ -13,24 +13,83 @@ def why(change: Change, state: str) -> str:
         return "undecided: no task formed around it before it was given up"
     evidence = change.evidence
     if state == "unsure":
-        proved = evidence["provisional_log_wealth"] >= evidence["promotion_log_wealth_needed"]
-        rival = ", but a known task predicts its newer batches better" if proved else ""
-        return f"{_doubt(evidence)}; {_progress(evidence)}{rival}"
+        if change.recalled:
+            return why_set_back(change)
+        return f"{_doubt(evidence)}; {_progress(evidence)}{_obstacle(evidence)}"
+    if "given" in evidence:
+        return _given(change)
+    if "paper" in evidence:
+        return _paper(change)
     if change.kind == "new":
-        return f"proved to be a task of its own: {_progress(evidence)}"
+        apart = evidence.get("separated_from")
+        rows = "" if apart is None else f"; the rows that task {apart} has right were left out"
+        return f"proved to be a task of its own: {_progress(evidence)}{rows}"
     return _known(evidence)
+
+
+def why_set_back(change: Change) -> str:
+    """One line: why a task returned to an earlier mask and what that took back."""
+    alarm = change.evidence["alarm"]
+    count = "its newest batch does" if alarm["batches"] == 1 else f"its newest {alarm['batches']} batches together do"
+    return (
+        f"late alarm: task {alarm['task']} was set back to the mask it had before, {count} not fit its record "
+        f"({alarm['log_wealth']:.1f} of {alarm['log_wealth_needed']:.1f} nats)"
+    )
+
+
+def _obstacle(evidence: dict[str, Any]) -> str:
+    """What keeps a provisional task that has proved enough from being one."""
+    if evidence["provisional_log_wealth"] < evidence["promotion_log_wealth_needed"]:
+        return ""
+    if "found_last_hour" in evidence:
+        found, most = evidence["found_last_hour"], evidence["max_new_per_hour"]
+        return f"; it has to wait: {found} tasks were found in the last hour, at most {most} may be"
+    return ", but a known task predicts its newer batches better"
+
+
+def _paper(change: Change) -> str:
+    paper, task = change.evidence["paper"], change.task.task_id if change.task is not None else 0
+    if "current" in paper:
+        return f"trained the current task {task}, the next check comes after {paper['next_check_after']} batches"
+    if "k_max_nu" not in paper:
+        return "the first batch begins a task"
+    height = f"k max nu is {paper['k_max_nu']:.3f} of {paper['threshold']:.3f}"
+    if change.kind == "known":
+        return f"{height}: the inputs are those of task {task}"
+    reached = paper["k_max_nu"] >= paper["threshold"]
+    return f"{height}: " + ("a mask that nothing has trained yet fits best" if reached else "the inputs are of no task")
+
+
+def _given(change: Change) -> str:
+    text = f"the task was given: {change.evidence['given']}"
+    if change.kind == "new":
+        return f"{text}, its first batch"
+    candidate, rows = change.evidence["candidates"][0], change.evidence["batch_rows"]
+    text += f"; {candidate['errors']} of {rows} wrong before training"
+    if not candidate["consistent"]:
+        text += f" and the labels denied {candidate['denied']:.2f}, at most {candidate['denied_limit']:.2f} expected"
+    return text + _kept(change.evidence)
 
 
 def _known(evidence: dict[str, Any]) -> str:
     best = evidence["candidates"][0]
     start, stop = evidence["rows"]
-    text = f"{best['errors']} of {stop - start} wrong before training, as expected of task {best['task']}"
+    taken = stop - start - len(evidence.get("left_out", ()))
+    text = f"{best['errors']} of {taken} wrong before training, as expected of task {best['task']}"
     if evidence.get("batch_rows", stop) != stop - start:
         text += f"; only rows {start} to {stop - 1} are its own"
+    if "left_out" in evidence:
+        text += f"; {len(evidence['left_out'])} rows among them are another task's"
+    return text + _kept(evidence)
+
+
+def _kept(evidence: dict[str, Any]) -> str:
+    if "finished" in evidence:
+        return "; its mask is finished and was not trained"
     check = evidence["held_out"]
-    if not check["taken"]:
-        text += f"; mask kept, held-out loss would rise from {check['loss_before']} to {check['loss_after']}"
-    return text
+    if check["taken"]:
+        return ""
+    return f"; mask kept, held-out loss would rise from {check['loss_before']} to {check['loss_after']}"
 
 
 def _doubt(evidence: dict[str, Any]) -> str:

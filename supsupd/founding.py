@@ -8,11 +8,21 @@ from streams.batch import Batch, BatchRejected
 from supsupd.config import NetworkSettings
 from supsupd.learning.device import Device
 from supsupd.learning.labels import ClassList, LabelMismatch
+from supsupd.learning.modules import UnsupportedNetwork, check_kind
 from supsupd.learning.network import Architecture, Network
-from supsupd.learning.normalise import Normaliser
+from supsupd.learning.normalise import Normaliser, ShapeMismatch
+from supsupd.learning.pretrained import Pretrained, PretrainedMismatch
+from supsupd.learning.transforms import Transforms
 
 SMALLEST_OUTPUTS = 100
 """Fewest output neurons by default: entropy tells tasks apart only among enough superfluous ones."""
+
+
+def check_network(settings: NetworkSettings) -> None:
+    """What can be told before there is data. Raises UnsupportedNetwork, PretrainedMismatch."""
+    check_kind(settings.kind)
+    if settings.pretrained is not None:
+        Pretrained.load(settings.pretrained)
 
 
 def wants_more_rows(settings: NetworkSettings, batches: list[Batch]) -> bool:
@@ -21,11 +31,11 @@ def wants_more_rows(settings: NetworkSettings, batches: list[Batch]) -> bool:
 
 
 def found_network(
-    settings: NetworkSettings, batches: list[Batch], device: Device
+    settings: NetworkSettings, batches: list[Batch], device: Device, spare: int = 0
 ) -> tuple[Network, Normaliser, ClassList]:
     """From labelled batches of one shape, of which the last one's classes begin the class list.
 
-    Raises BatchRejected when its rows or classes do not fit what is set.
+    `spare` outputs are never given to a class. Raises BatchRejected when its rows or classes do not fit what is set.
     """
     newest = batches[-1]
     wanted = tuple(settings.input_shape)
@@ -34,9 +44,23 @@ def found_network(
     assert newest.y is not None
     outputs = settings.outputs or max(SMALLEST_OUTPUTS, settings.headroom * len(np.unique(newest.y)))
     try:
-        classes = ClassList((), outputs).extended(newest.y)
+        classes = ClassList((), outputs - spare).extended(newest.y)
     except LabelMismatch as error:
         raise BatchRejected("bad_labels", str(error)) from None
-    architecture = Architecture(newest.x.shape[1:], tuple(settings.hidden), outputs)
-    normaliser = Normaliser.fitted(settings.normalisation, np.concatenate([b.x for b in batches]))
-    return Network(architecture, settings.seed, device), normaliser, classes
+    try:
+        rows = np.concatenate([b.x for b in batches])
+        normaliser = Normaliser.fitted(settings.normalisation, rows, Transforms.of(settings.transforms))
+        network = _network(settings, normaliser.output_shape, outputs, device)
+    except (ShapeMismatch, UnsupportedNetwork, PretrainedMismatch) as error:
+        raise BatchRejected("schema_mismatch", str(error)) from None
+    return network, normaliser, classes
+
+
+def _network(settings: NetworkSettings, shape: tuple[int, ...], outputs: int, device: Device) -> Network:
+    """Raises UnsupportedNetwork, PretrainedMismatch."""
+    hidden = tuple(settings.hidden) if settings.hidden is not None else None
+    channels = tuple(settings.channels)
+    changes = {"hidden": hidden, "channels": channels, "width": settings.width, "norm": settings.norm}
+    architecture = Architecture.of_kind(settings.kind, shape, outputs, **changes)
+    pretrained = Pretrained.load(settings.pretrained) if settings.pretrained is not None else None
+    return Network(architecture, settings.seed, device, pretrained)

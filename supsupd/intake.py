@@ -17,8 +17,9 @@ from storage import cursors, ledger
 from storage.db import Database
 from storage.spool import Spool
 from streams.batch import Arrival, Refusal
-from streams.formats import Limits, decode
+from streams.formats import Limits
 from streams.source import Source
+from streams.tasks import TaskRule, accept
 from supsupd.config import IntakeSettings
 
 RETRY_SECONDS = 1.0
@@ -46,13 +47,22 @@ class Intake:
         database, spool: the store.
         settings: sizes and times.
         notify: called after each staged batch.
+        tasks: which submitted batches must say what task they belong to.
     """
 
-    def __init__(self, database: Database, spool: Spool, settings: IntakeSettings, notify: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        spool: Spool,
+        settings: IntakeSettings,
+        notify: Callable[[], None],
+        tasks: TaskRule = "ignored",
+    ) -> None:
         self._database = database
         self._spool = spool
         self._settings = settings
         self._notify = notify
+        self._tasks = tasks
         self._requested = 1
         self._staging = threading.Lock()
         self.progress: list[SourceProgress] = []
@@ -120,6 +130,7 @@ class Intake:
             len(arrival.payload),
             arrival.samples,
             arrival.labelled,
+            arrival.task,
         )
         with self._database.write() as session:
             staged = ledger.stage(session, entry)
@@ -133,7 +144,17 @@ class Intake:
         """Stages a batch that came over the socket; its SHA-256 too. Raises BatchRejected, QueueFull."""
         if self._is_full():
             raise QueueFull(f"{self._settings.max_queue} batches are waiting; try again later")
-        batch = decode(payload, Limits(bytes=self._settings.max_unpacked_bytes))
+        payload, batch = accept(payload, name, self._tasks, Limits(bytes=self._settings.max_unpacked_bytes))
         sha256 = hashlib.sha256(payload).hexdigest()
-        arrival = Arrival(SOCKET_SOURCE, name, sha256, payload, len(batch.x), batch.y is not None, key="", position="")
+        arrival = Arrival(
+            source=SOCKET_SOURCE,
+            name=name,
+            sha256=sha256,
+            payload=payload,
+            samples=len(batch.x),
+            labelled=batch.y is not None,
+            key="",
+            position="",
+            task=batch.task,
+        )
         return self._stage(arrival), sha256

@@ -6,23 +6,28 @@ transaction. A crash leaves all of it or nothing.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
 from safetensors import SafetensorError
 
-from storage import decisions, ledger, masks, networks, tasks, training_states
+from storage import decisions, features, ledger, masks, networks, tasks, training_states
 from storage.models import BatchRow, Kind, NetworkRow, TaskRow
-from supsupd.explain import why
-from supsupd.learning.continual import Change, LabelledBatch, Member, TaskRecord
+from supsupd.explain import why, why_set_back
 from supsupd.learning.device import Device
+from supsupd.learning.features import FeatureModel
 from supsupd.learning.labels import ClassList
 from supsupd.learning.learner import TrainingState
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.normalise import Normaliser
-from supsupd.learning.recognition import Reference
+from supsupd.learning.pretrained import Pretrained
+from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord
+from supsupd.learning.reference import Reference
+from supsupd.learning.transforms import Transforms
+from supsupd.scenarios import name_after_key
 
 if TYPE_CHECKING:
     from storage.db import Session
@@ -30,51 +35,99 @@ if TYPE_CHECKING:
 log = structlog.get_logger("supsupd.storage")
 
 
-def save_network(session: Session, network: Network, normaliser: Normaliser, classes: ClassList) -> None:
+def load_features(session: Session, network: Network, transforms: Transforms) -> FeatureModel:
+    """What is known of the inputs of all tasks, retired ones too. Raises FeaturesCorrupt."""
+    products = features.get_products(session)
+    model = FeatureModel(network, transforms)
+    if products is None:
+        return model
+    rows = tasks.list_tasks(session, retired=True)
+    sums = {row.id: FeatureModel.task_from_bytes(row.statistics) for row in rows if row.statistics is not None}
+    return replace(model, tasks=sums, products=FeatureModel.products_from_bytes(products))
+
+
+def store_features(session: Session, model: FeatureModel, change: Change) -> FeatureModel:
+    """Adds the rows that a stored change learned, takes those away that it took back, and writes what it comes to."""
+    if change.task is None:
+        return model
+    task_id = change.task.task_id
+    for member in change.assigned:
+        model = model.learned(task_id, member.samples.x, member.samples.y)
+    for member in change.recalled[:-1]:  # the last one has never been learned
+        model = model.learned(task_id, member.samples.x, member.samples.y, sign=-1)
+    features.save(session, model.products_to_bytes(), task_id, model.task_to_bytes(task_id))
+    return model
+
+
+def save_network(
+    session: Session, network: Network, normaliser: Normaliser, classes: ClassList, config: dict[str, Any]
+) -> None:
+    """`config`: what is kept of the settings, as JSON."""
     rule, arrays = normaliser.to_stored()
     networks.save_network(
         session,
         networks.NetworkFields(
-            architecture=network.architecture.to_json(),
+            architecture=_architecture(network),
             seed=network.seed,
             signs_sha256=network.sha256,
             normalisation=rule,
             normalisation_data=arrays,
             classes=list(classes.labels),
             label_kind="str" if classes.kind == "str" else "int",
-            config={},
+            config=config,
         ),
     )
 
 
-def load_network(row: NetworkRow, device: Device) -> tuple[Network, Normaliser, ClassList]:
-    """Rebuilds the network from its seed. Raises NetworkMismatch unless its signs are the stored ones."""
-    network = Network(Architecture.from_json(row.architecture), row.seed, device)
+def _architecture(network: Network) -> dict[str, Any]:
+    """With the place of the pretrained file, if there is one; what is in it is part of the network's hash."""
+    path = {"pretrained": str(network.pretrained.path)} if network.pretrained is not None else {}
+    return network.architecture.to_json() | path
+
+
+def load_network(
+    row: NetworkRow, device: Device, pretrained: Path | None = None
+) -> tuple[Network, Normaliser, ClassList]:
+    """Rebuilds the network from its seed, and from the pretrained file it was made with, wherever that lies now.
+
+    Raises NetworkMismatch unless its weights are the stored ones, and PretrainedMismatch.
+    """
+    stored = row.architecture.get("pretrained")
+    weights = Pretrained.load(pretrained or Path(stored)) if stored is not None else None
+    network = Network(Architecture.from_json(row.architecture), row.seed, device, weights)
     network.verify(row.signs_sha256)
     normaliser = Normaliser.from_stored(row.normalisation, row.normalisation_data)
     return network, normaliser, ClassList(tuple(row.classes), network.architecture.outputs)
 
 
 def load_tasks(session: Session, network: Network) -> list[TaskRecord]:
-    """All tasks, the one used last at the end. Raises MaskCorrupt."""
+    """All tasks in use, the one used last at the end. Raises MaskCorrupt."""
     heads = masks.load_heads(session)
     states = training_states.load_states(session)
     recency = {state.task_id: turn for turn, state in enumerate(reversed(states))}
     payloads = {state.task_id: state.payload for state in states}
     rows = sorted(tasks.list_tasks(session), key=lambda row: (recency.get(row.id, -1), row.id))
-    return [_task_record(row, heads[row.id].bits, payloads.get(row.id), network) for row in rows]
+    return [_task_record(row, heads[row.id], payloads.get(row.id), network) for row in rows]
 
 
-def _task_record(row: TaskRow, bits: bytes, payload: bytes | None, network: Network) -> TaskRecord:
+def load_task(session: Session, task_id: int, network: Network) -> TaskRecord:
+    """One task, in use or not, with its newest mask. Raises TaskUnknown, MaskUnknown, MaskCorrupt."""
+    row = tasks.load_task(session, task_id)
+    payload = training_states.get_payload(session, task_id)
+    return _task_record(row, masks.load_mask(session, task_id), payload, network)
+
+
+def _task_record(row: TaskRow, mask: masks.MaskRow, payload: bytes | None, network: Network) -> TaskRecord:
     return TaskRecord(
         task_id=row.id,
         version=row.version,
-        packed=np.frombuffer(bits, dtype=np.uint8),
+        packed=np.frombuffer(mask.packed, dtype=np.uint8),
         density=row.density,
         reference=Reference.from_json(row.reference),
         batches=row.batches,
         samples=row.samples,
         state=_training_state(row.id, payload, network) if payload is not None else None,
+        key=row.key,
     )
 
 
@@ -87,12 +140,14 @@ def _training_state(task_id: int, payload: bytes, network: Network) -> TrainingS
         return None
 
 
-def store_change(session: Session, change: Change, active_tasks: int) -> Change:
+def store_change(session: Session, change: Change, network: Network, active_tasks: int) -> Change:
     """Writes all that a change did; returns it with the id that a new task got."""
     if change.task is not None:
-        change = _store_task(session, change, change.task, active_tasks)
+        change = _store_task(session, change, change.task, network)
+        training_states.keep_recent(session, active_tasks)
         for member in change.assigned:
             _finish(session, member.batch, change, "committed", _about(member, change))
+        _take_back(session, change)
     elif change.provisional is not None:
         _finish(session, change.provisional.members[-1].batch, change, "unsure", change.evidence)
     for batch in change.given_up:
@@ -100,24 +155,40 @@ def store_change(session: Session, change: Change, active_tasks: int) -> Change:
     return change
 
 
-def _store_task(session: Session, change: Change, task: TaskRecord, active_tasks: int) -> Change:
+def _store_task(session: Session, change: Change, task: TaskRecord, network: Network) -> Change:
     if task.task_id == 0:
-        task = replace(task, task_id=tasks.create(session, _task_fields(task)))
+        task = replace(task, task_id=tasks.create(session, task_fields(task)))
+        if task.key is not None:
+            name_after_key(session, task.task_id, task.key)
     else:
-        tasks.update(session, task.task_id, _task_fields(task))
+        tasks.update(session, task.task_id, task_fields(task))
     if change.trained:
-        bits = task.packed.tobytes()
-        masks.append_mask(
-            session,
-            masks.MaskRow(task.task_id, task.version, change.assigned[-1].batch.batch_id, bits, 8 * len(bits)),
-        )
+        maker = (*change.assigned, *change.recalled)[-1].batch.batch_id
+        reason = why_set_back(change) if change.recalled else None
+        masks.append_mask(session, mask_row(task, network.architecture, maker, reason))
     if task.state is not None:
         training_states.save(session, task.task_id, task.version, task.state.to_bytes())
-        training_states.keep_recent(session, active_tasks)
     return replace(change, task=task)
 
 
-def _task_fields(task: TaskRecord) -> tasks.TaskFields:
+def mask_row(
+    task: TaskRecord, architecture: Architecture, batch_id: int | None, reason: str | None = None
+) -> masks.MaskRow:
+    """The task's mask as a version to store: bits and statistics apart, its record beside them."""
+    packed, bit_bytes = task.packed.tobytes(), architecture.bit_bytes
+    return masks.MaskRow(
+        task_id=task.task_id,
+        version=task.version,
+        batch_id=batch_id,
+        bits=packed[:bit_bytes],
+        nbits=architecture.weights,
+        statistics=packed[bit_bytes:] or None,
+        reason=reason,
+        reference=task.reference.to_json(),
+    )
+
+
+def task_fields(task: TaskRecord) -> tasks.TaskFields:
     return tasks.TaskFields(
         version=task.version,
         batches=task.batches,
@@ -132,8 +203,22 @@ def _task_fields(task: TaskRecord) -> tasks.TaskFields:
 
 def _about(member: Member, change: Change) -> dict[str, Any]:
     """The evidence of the batch that decided, with the rows that were taken of this one."""
-    own = {"rows": [member.start, member.stop], "batch_rows": len(member.batch.samples)}
-    return change.evidence | own | {"decided_with": change.assigned[-1].batch.batch_id}
+    shared = {key: value for key, value in change.evidence.items() if key not in ("left_out", "recalled_from")}
+    decider = (*change.assigned, *change.recalled)[-1].batch.batch_id
+    return shared | member.to_json() | {"decided_with": decider}
+
+
+def _take_back(session: Session, change: Change) -> None:
+    """The batches of a late alarm, the last of which has never been learned, wait in a provisional task."""
+    provisional = change.provisional.provisional_id if change.provisional is not None else None
+    for member in change.recalled[:-1]:
+        reason = why_set_back(change)
+        ledger.recall(session, member.batch.batch_id, provisional, reason)
+        decision = decisions.Decision("unsure", None, _about(member, change), reason)
+        decisions.record(session, member.batch.batch_id, decision)
+    if change.recalled and change.provisional is not None:
+        newest = change.recalled[-1]
+        _finish(session, newest.batch, change, "unsure", _about(newest, change))
 
 
 def _finish(
@@ -144,11 +229,41 @@ def _finish(
     provisional = change.provisional.provisional_id if change.provisional and state == "unsure" else None
     outcome = ledger.Outcome(state, task_id, provisional, kind, why(change, state))
     ledger.finish(session, batch.batch_id, outcome)
-    decisions.record(session, batch.batch_id, kind, task_id, evidence)
+    decisions.record(session, batch.batch_id, decisions.Decision(kind, task_id, evidence, outcome.reason))
 
 
-def member_rows(session: Session, row: BatchRow) -> tuple[int, int]:
-    """The rows of an unsure batch that its provisional task took, from its newest decision."""
-    evidence: dict[str, Any] = decisions.list_for_batch(session, row.id)[-1].evidence
-    start, stop = evidence["rows"]
-    return start, stop
+@dataclass(frozen=True)
+class TakenRows:
+    """The rows of a batch that a task, or a provisional one, took (see `Member`); `turn` orders such steps."""
+
+    start: int
+    stop: int
+    left_out: tuple[int, ...] = ()
+    recalled_from: int | None = None
+    turn: int = 0
+
+    def __len__(self) -> int:
+        return self.stop - self.start - len(self.left_out)
+
+    def to_json(self) -> dict[str, Any]:
+        left_out = {"left_out": list(self.left_out)} if self.left_out else {}
+        return {"rows": [self.start, self.stop]} | left_out
+
+    def of(self, batch: LabelledBatch) -> Member:
+        return Member(batch, self.start, self.stop, self.left_out, self.recalled_from)
+
+
+def taken_rows(session: Session, row: BatchRow) -> TakenRows:
+    """What was taken of a batch, from its newest decision; all its rows if that does not say."""
+    newest = decisions.list_for_batch(session, row.id)[-1]
+    evidence: dict[str, Any] = newest.evidence
+    start, stop = evidence.get("rows", (0, row.samples or 0))
+    left_out = tuple(evidence.get("left_out", ()))
+    return TakenRows(start, stop, left_out, evidence.get("recalled_from"), newest.id)
+
+
+def may_explain_more(session: Session, row: BatchRow) -> bool:
+    """Whether the step that decided this batch found a task or set one back: unsure batches are asked again then."""
+    if row.decision == "new":
+        return True
+    return row.decision == "unsure" and "alarm" in decisions.list_for_batch(session, row.id)[-1].evidence

@@ -25,21 +25,23 @@ class Score:
     evidence: dict[str, Any]
 
 
-def score(predictor: Predictor, batch: Batch) -> Score:
-    """Raises BatchRejected for rows of another width."""
+def score(predictor: Predictor, batch: Batch, place: int | None = None) -> Score:
+    """Under the mask at `place` if it is given. Raises BatchRejected for rows of another width."""
     try:
-        answer = predictor.predict(batch.x, place=None, per_sample=False)
+        answer = predictor.predict(batch.x, place, per_sample=False)
     except ShapeMismatch as error:
         raise BatchRejected("schema_mismatch", str(error)) from None
     known, task_id = bool(answer.known[0]), int(answer.task[0])
     word = "within" if known else "beyond"
-    reason = f"{predictor.evidence} {answer.surprise:.2f} sd from task {task_id}'s own, {word} {answer.limit:.2f}"
+    reason = f"{predictor.objective} {answer.surprise:.2f} sd from task {task_id}'s own, {word} {answer.limit:.2f}"
     evidence = {
-        "evidence": predictor.evidence,
+        "evidence": predictor.objective,
         "entropy": round(float(answer.entropy.mean()), 4),
         "surprise": round(answer.surprise, 3),
         "surprise_limit": round(answer.limit, 3),
     }
+    if answer.recovered is not None:
+        evidence["recovered"] = bool(answer.recovered.all())
     return Score(answer, "known" if known else "unsure", task_id, reason, evidence)
 
 

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from storage import decisions, ledger, tasks
-from storage.db import Database
-from storage.models import BatchRow, DecisionRow, TaskRow
+from storage import decisions, ledger, masks, tasks
+from storage.db import Database, StoreError
+from storage.ledger import LedgerConflict
+from storage.masks import MaskCorrupt
+from storage.models import TaskRow
 from streams.batch import BatchRejected
-from supsupd import __version__
+from supsupd import __version__, attractors, operations
+from supsupd.choices import Method, Objective
+from supsupd.commands import CommandRefused
 from supsupd.config import Settings
 from supsupd.intake import Intake, QueueFull
+from supsupd.learning.inference import MethodUnavailable, ObjectiveUnavailable
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.predictor import Predictor
 from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskUnknown
+from supsupd.story import tell
+from supsupd.views import show_batch, show_decision, show_task, show_version
 from supsupd.worker import Worker
+
+if TYPE_CHECKING:
+    from storage.db import Session
 
 SHOWN_DECISIONS = 100
 
@@ -45,15 +58,30 @@ class Service:
         predictor = self._worker.predictor
         return not self.draining and predictor is not None and bool(predictor.tasks)
 
-    def predict(self, x: np.ndarray, task: int | None, per_sample: bool) -> Prediction:
-        predictor = self._predictor()
-        place = None
-        if task is not None and (place := predictor.place_of(task)) is None:
-            raise TaskUnknown(task)
+    def predict(
+        self,
+        x: np.ndarray,
+        task: int | str | None,
+        per_sample: bool,
+        method: Method | None = None,
+        objective: Objective | None = None,
+    ) -> Prediction:
+        predictor = self._worker.predictor
+        if predictor is None:
+            raise NoModelYet
+        place = None if task is None else self._place(predictor, task)
+        if not predictor.tasks:
+            raise self._nothing_to_predict_with()
+        if place is None and self._settings.recognition.scenario == "GG":
+            raise BadInput("no_task: in scenario GG every query names its task: its key, name or id")
         try:
-            answer = predictor.predict(x, place, per_sample)
+            answer = predictor.predict(x, place, per_sample, method, objective)
         except ShapeMismatch as error:
             raise BadInput(f"shape_mismatch: {error}") from None
+        except MethodUnavailable as error:
+            raise BadInput(f"bad_method: {error}") from None
+        except ObjectiveUnavailable as error:
+            raise BadInput(f"bad_objective: {error}") from None
         return Prediction(
             labels=predictor.classes.decode(answer.predicted),  # type: ignore[arg-type]  # one kind throughout
             probabilities=answer.probabilities,
@@ -63,11 +91,22 @@ class Service:
             classes=list(predictor.classes.labels),  # type: ignore[arg-type]
         )
 
-    def _predictor(self) -> Predictor:
-        predictor = self._worker.predictor
-        if predictor is None or not predictor.tasks:
-            raise NoModelYet
-        return predictor
+    def _place(self, predictor: Predictor, task: int | str) -> int:
+        """Where the mask of a given task is; the store is only asked about what is not a served task's id."""
+        if isinstance(task, int) and (place := predictor.place_of(task)) is not None:
+            return place
+        with self._database.read() as session:
+            row = _resolve(session, task)
+        if row.retired_at is not None:
+            raise EngineError(f"task {row.id} is retired", 404)
+        if (place := predictor.place_of(row.id)) is None:  # found this moment
+            raise TaskUnknown(task)
+        return place
+
+    def _nothing_to_predict_with(self) -> NoModelYet:
+        with self._database.read() as session:
+            retired = tasks.count_retired(session)
+        return NoModelYet("every task is retired") if retired else NoModelYet()
 
     def model(self) -> dict[str, Any] | None:
         predictor = self._worker.predictor
@@ -96,6 +135,7 @@ class Service:
             "socket": str(self._settings.socket),
             "watch": [str(folder) for folder in self._settings.watch],
             "device": str(self._worker.device),
+            "scenario": self._settings.recognition.scenario,
             "network": self._network(),
             "tasks": len(predictor.tasks) if predictor is not None else 0,
             "batches": counts,
@@ -119,37 +159,65 @@ class Service:
             "mask_bytes": network.architecture.mask_bytes,
         }
 
-    def tasks(self) -> list[dict[str, Any]]:
+    def tasks(self, retired: bool = False) -> list[dict[str, Any]]:
         with self._database.read() as session:
-            return [_task(row) for row in tasks.list_tasks(session)]
+            return [show_task(row) for row in tasks.list_tasks(session, retired)]
 
-    def task(self, task_id: int) -> dict[str, Any] | None:
+    def task(self, reference: int | str) -> dict[str, Any]:
         with self._database.read() as session:
-            row = tasks.get_task(session, task_id)
-            if row is None:
-                return None
-            shown = decisions.list_for_task(session, task_id, SHOWN_DECISIONS)
+            row = _resolve(session, reference)
+            merged = tasks.list_merged(session, row.id)
+            shown = decisions.list_for_task(session, [row.id, *(other.id for other in merged)], SHOWN_DECISIONS)
             batches = {d.batch_id: ledger.load_batch(session, d.batch_id) for d in shown}
-            return _task(row) | {"decisions": [_decision(d, batches[d.batch_id]) for d in shown]}
+            return show_task(row) | {
+                "merged": [show_task(other) for other in merged],
+                "decisions": [show_decision(d, batches[d.batch_id]) for d in shown],
+            }
 
-    def rename(self, task_id: int, name: str) -> dict[str, Any]:
-        try:
-            with self._database.write() as session:
-                tasks.rename(session, task_id, name)
-        except tasks.TaskUnknown:
-            raise TaskUnknown(task_id) from None
-        except tasks.NameInvalid as error:
-            raise BadInput(str(error)) from None
-        except tasks.NameTaken as error:
-            raise EngineError(str(error), 409) from None
-        renamed = self.task(task_id)
-        assert renamed is not None
-        renamed.pop("decisions")
-        return renamed
+    def rename(self, reference: int | str, name: str) -> dict[str, Any]:
+        with _translated(), self._database.write() as session:
+            row = tasks.resolve(session, reference, follow=False)
+            tasks.rename(session, row.id, name)
+            return show_task(row)
+
+    def retire(self, reference: int | str) -> dict[str, Any]:
+        return self._operate(reference, operations.retire)
+
+    def reopen(self, reference: int | str) -> dict[str, Any]:
+        return self._operate(reference, operations.reopen)
+
+    def merge(self, reference: int | str, other: int | str) -> dict[str, Any]:
+        with self._database.read() as session:
+            other_id = _resolve(session, other, follow=False).id
+        return self._operate(reference, operations.merge, other_id)
+
+    def split(self, reference: int | str, batch_id: int) -> dict[str, Any]:
+        return self._operate(reference, operations.split, batch_id)
+
+    def _operate(self, reference: int | str, operation: Callable[..., int | None], *given: int) -> dict[str, Any]:
+        """Runs an operation on a task in the learning thread; the task that it gives, or was about, afterwards."""
+        with self._database.read() as session:
+            task_id = _resolve(session, reference, follow=False).id
+        with _translated():
+            made = self._worker.call(partial(operation, self._worker, task_id, *given))
+        with self._database.read() as session:
+            return show_task(tasks.load_task(session, made or task_id))
+
+    def why(self, batch_id: int) -> dict[str, Any]:
+        with self._database.read() as session:
+            try:
+                row = ledger.load_batch(session, batch_id)
+            except ledger.BatchUnknown as error:
+                raise EngineError(str(error), 404) from None
+            found = [show_decision(d, row) for d in decisions.list_for_batch(session, batch_id)]
+            makers = {batch_id, *(d["evidence"].get("decided_with", batch_id) for d in found)}
+            made = [show_version(version) for version in masks.list_made_by(session, makers)]
+        story = {"batch": show_batch(row), "decisions": found, "versions": made}
+        return story | {"words": tell(story)}
 
     def batches(self, state: str | None, limit: int | None) -> list[dict[str, Any]]:
         with self._database.read() as session:
-            return [_batch(row) for row in ledger.list_batches(session, state, limit)]
+            return [show_batch(row) for row in ledger.list_batches(session, state, limit)]
 
     def submit(self, name: str, payload: bytes) -> dict[str, Any]:
         if self.draining:
@@ -164,47 +232,34 @@ class Service:
             raise BatchRefused(str(full), 503) from None
         return {"batch": staged.id, "state": "duplicate" if staged.duplicate else "staged", "sha256": sha256}
 
+    def reservoir(self) -> dict[str, Any]:
+        predictor = self._worker.predictor
+        if predictor is None:
+            raise NoModelYet
+        return attractors.describe(predictor)
+
     def scan(self) -> dict[str, Any]:
         return {"pass": self._intake.request_scan()}
 
 
-def _task(row: TaskRow) -> dict[str, Any]:
-    return {
-        "task": row.id,
-        "name": row.name,
-        "version": row.version,
-        "batches": row.batches,
-        "samples": row.samples,
-        "accuracy": row.accuracy,
-        "entropy": row.entropy,
-        "density": row.density,
-        "bytes": row.bytes,
-        "created": row.created_at.isoformat(timespec="seconds"),
-        "last_seen": row.last_seen_at.isoformat(timespec="seconds"),
-    }
+def _resolve(session: Session, reference: int | str, follow: bool = True) -> TaskRow:
+    """Raises EngineError."""
+    with _translated():
+        return tasks.resolve(session, reference, follow)
 
 
-def _decision(row: DecisionRow, batch: BatchRow) -> dict[str, Any]:
-    return {
-        "batch": row.batch_id,
-        "name": batch.name,
-        "decision": row.kind,
-        "at": row.created_at.isoformat(timespec="seconds"),
-        "reason": batch.reason,
-        "evidence": row.evidence,
-    }
-
-
-def _batch(row: BatchRow) -> dict[str, Any]:
-    return {
-        "batch": row.id,
-        "name": row.name,
-        "sha256": row.sha256,
-        "state": row.state,
-        "task": row.task_id,
-        "decision": row.decision,
-        "reason": row.reason,
-        "samples": row.samples,
-        "labelled": row.labelled,
-        "source": row.source,
-    }
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What the store and the learning thread refuse, in the socket's words."""
+    try:
+        yield
+    except tasks.TaskUnknown as error:
+        raise EngineError(str(error), 404) from None
+    except tasks.NameInvalid as error:
+        raise BadInput(str(error)) from None
+    except (tasks.NameTaken, tasks.TaskAmbiguous, tasks.TaskConflict, LedgerConflict) as error:
+        raise EngineError(str(error), 409) from None
+    except (CommandRefused, StoreError) as error:
+        raise EngineError(str(error), 503) from None
+    except MaskCorrupt as error:
+        raise EngineError(str(error), 500) from None

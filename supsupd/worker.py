@@ -7,31 +7,49 @@ is replaced, so that nothing is ever served that a crash could take back.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from storage import decisions, ledger, networks
+from storage import decisions, ledger, networks, tasks
 from storage.db import Database, StoreError
-from storage.models import BatchRow
+from storage.models import BatchRow, utc_now
 from storage.spool import Spool, SpoolCorrupt
 from streams.batch import Batch, BatchRejected
-from streams.formats import Limits, decode
-from supsupd import persistence
+from streams.formats import Limits
+from streams.tasks import accept
+from supsupd import attractors, persistence, scenarios
+from supsupd.commands import CommandQueue
 from supsupd.config import Settings
 from supsupd.founding import found_network, wants_more_rows
-from supsupd.learning.continual import Change, ContinualLearner, LabelledBatch, Member, TaskRecord
 from supsupd.learning.device import Device
+from supsupd.learning.features import FeatureModel
 from supsupd.learning.inference import Scorer
 from supsupd.learning.labels import ClassList, LabelMismatch
 from supsupd.learning.learner import Samples
+from supsupd.learning.modules import UnsupportedNetwork
 from supsupd.learning.network import Network
 from supsupd.learning.normalise import Normaliser, ShapeMismatch
 from supsupd.learning.predictor import Predictor, ServedTask
+from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord
+from supsupd.learning.reservoir import Recovery, Reservoir
+from supsupd.learning.rules import pick_learner
+from supsupd.learning.tasks import TaskLearner
+from supsupd.learning.transforms import Transforms
 from supsupd.scoring import score, write_predictions
 
+if TYPE_CHECKING:
+    from storage.db import Session
+
 MAX_ATTEMPTS = 3
+COMMAND_SECONDS = 45.0
+"""How long a command waits for its turn: less than clients wait for an answer."""
 NO_TASK = "no task is known yet; it is scored as soon as there is one"
+
+T = TypeVar("T")
 
 log = structlog.get_logger("supsupd.learning")
 
@@ -43,7 +61,9 @@ class Engine:
     network: Network
     normaliser: Normaliser
     classes: ClassList
-    learner: ContinualLearner
+    learner: TaskLearner
+    features: FeatureModel | None = None
+    reservoir: Reservoir | None = None
 
 
 class Worker:
@@ -65,6 +85,8 @@ class Worker:
         self.busy = False
         self._engine: Engine | None = None
         self._wake = threading.Event()
+        self._commands = CommandQueue(self.notify)
+        self._watched: set[str] = set()
 
     # -- lifecycle ------------------------------------------------------------------------------------------------
 
@@ -77,19 +99,57 @@ class Worker:
             self.spool.clean(keep=ledger.list_spooled(session))
             records = []
             if row is not None:
-                self._start_engine(*persistence.load_network(row, self.device))
+                scenarios.check_stored(row, self.settings)
+                self._start_engine(*persistence.load_network(row, self.device, self.settings.network.pretrained))
                 self._warn_of_ignored_settings()
+                self._load_features()
+                if self.settings.reservoir.enabled:
+                    self._hold(attractors.load_reservoir(session, self._loaded.network))
                 records = persistence.load_tasks(session, self._loaded.network)
                 released += ledger.release_waiting(session, labelled=True)
             if records:
                 released += ledger.release_waiting(session, labelled=False)
         for record in records:
             self._loaded.learner.restore_task(record)
-            self._serve(record)
+            self.serve(record)
         if self._engine is not None:
+            self._serve_merged()
             self._rebuild_provisionals(self._engine)
             self._resume_reconsidering()
         log.info("loaded", tasks=len(records), released=released)
+
+    def _load_features(self) -> None:
+        """What is known of the tasks' inputs, where that is kept and the network has features."""
+        engine = self._loaded
+        if not self.settings.recognition.features:
+            return
+        try:
+            FeatureModel(engine.network, engine.normaliser.transforms).check()
+        except UnsupportedNetwork as error:
+            log.warning("features_not_kept", reason=str(error))
+            return
+        with self.database.read() as session:
+            engine.features = persistence.load_features(session, engine.network, engine.normaliser.transforms)
+
+    def _hold(self, reservoir: Reservoir) -> None:
+        """The masks in the reservoir are finished from now on, and queries may recover them."""
+        engine = self._loaded
+        assert self.predictor is not None
+        engine.reservoir = engine.learner.reservoir = reservoir
+        recovery = Recovery(reservoir, engine.network, self.settings.reservoir)
+        self.predictor = replace(self.predictor, recovery=recovery)
+
+    def _serve_merged(self) -> None:
+        """The tasks that were merged into others are answered for by those."""
+        with self.database.read() as session:
+            merged = [row for row in tasks.list_tasks(session, retired=True) if row.merged_into is not None]
+        for row in merged:
+            self.withdraw(row.id, row.merged_into)
+
+    @property
+    def engine(self) -> Engine | None:
+        """Only the learning thread may change what is in it."""
+        return self._engine
 
     @property
     def _loaded(self) -> Engine:
@@ -98,24 +158,44 @@ class Worker:
 
     def _warn_of_ignored_settings(self) -> None:
         asked, engine = self.settings.network, self._loaded
-        stored = (engine.network.architecture.hidden, engine.network.seed, engine.normaliser.rule)
-        if stored != (tuple(asked.hidden), asked.seed, asked.normalisation):
-            log.warning("network_settings_ignored", reason="a network never changes", in_use=stored)
+        architecture = engine.network.architecture
+        in_use = {
+            "kind": (architecture.kind, asked.kind),
+            "hidden": (architecture.hidden, tuple(asked.hidden or architecture.hidden)),
+            "channels": (architecture.channels, tuple(asked.channels)),
+            "width": (architecture.width, asked.width),
+            "norm": (architecture.norm, asked.norm or architecture.norm),
+            "seed": (engine.network.seed, asked.seed),
+            "normalisation": (engine.normaliser.rule, asked.normalisation),
+            "transforms": (engine.normaliser.transforms, Transforms.of(asked.transforms)),
+        }
+        ignored = {name: stored for name, (stored, wanted) in in_use.items() if stored != wanted}
+        if ignored:
+            log.warning("network_settings_ignored", reason="a network never changes", in_use=ignored)
 
     def _start_engine(self, network: Network, normaliser: Normaliser, classes: ClassList) -> None:
         recognition, learning = self.settings.recognition, self.settings.learning
         scorer = Scorer(network, learning.threads)
         scorer.warm_up()
-        learner = ContinualLearner(network, scorer, learning, recognition)
+        learner = pick_learner(recognition)(network, scorer, learning, recognition, normaliser.transforms)
+        room = network.architecture.outputs - scenarios.spare_outputs(recognition.objective)
+        classes = replace(classes, outputs=room)
         self._engine = Engine(network, normaliser, classes, learner)
         self.predictor = Predictor(
-            scorer, normaliser, classes, recognition.inference, recognition.evidence, recognition.false_alarm
+            scorer,
+            normaliser,
+            classes,
+            self.settings.inference,
+            recognition.objective,
+            recognition.false_alarm,
+            labels_shared=recognition.labels_shared,
         )
 
     def _rebuild_provisionals(self, engine: Engine) -> None:
         with self.database.read() as session:
             unsure = [row for row in ledger.list_unsure(session) if row.provisional is not None]
-            taken = {row.id: persistence.member_rows(session, row) for row in unsure}
+            taken = {row.id: persistence.taken_rows(session, row) for row in unsure}
+        unsure.sort(key=lambda row: taken[row.id].turn)  # as they joined
         groups: dict[int, list[Member]] = {}
         for row in unsure:
             try:
@@ -123,30 +203,45 @@ class Worker:
             except (BatchRejected, SpoolCorrupt) as refusal:
                 self._quarantine(row, str(refusal))
                 continue
-            groups.setdefault(row.provisional or 0, []).append(Member(batch, *taken[row.id]))
+            groups.setdefault(row.provisional or 0, []).append(taken[row.id].of(batch))
         # In the order of their newest members, as they were touched.
-        for number, members in sorted(groups.items(), key=lambda item: item[1][-1].batch.batch_id):
+        for number, members in sorted(groups.items(), key=lambda item: taken[item[1][-1].batch.batch_id].turn):
             engine.learner.restore_provisional(engine.learner.rebuild(number, members, len(engine.classes)))
 
     def _resume_reconsidering(self) -> None:
         """Goes on where a crash came between the commit of a new task and those of the batches that it explains.
 
-        If the last step found a task and was not interrupted, there is nothing left to reconsider.
+        If the last step found a task, or set one back, and was not interrupted, there is nothing left to reconsider.
         """
         with self.database.read() as session:
             newest = ledger.newest_learned(session)
-        if newest is not None and newest.decision == "new":
+            unfinished = newest is not None and persistence.may_explain_more(session, newest)
+        if unfinished:
             self._reconsider()
 
     def notify(self) -> None:
         """There is something new to learn."""
         self._wake.set()
 
+    def call(self, command: Callable[[], T]) -> T:
+        """What `command` gives, or raises, in the learning thread, between two batches: only that one changes masks.
+
+        Raises CommandRefused.
+        """
+        return self._commands.call(command, COMMAND_SECONDS)
+
     def loop(self, stopping: threading.Event) -> None:
         """Until `stopping`: everything that is staged, then waits for `notify`."""
+        try:
+            self._loop(stopping)
+        finally:
+            self._commands.close()
+
+    def _loop(self, stopping: threading.Event) -> None:
         failure: Exception | None = None
         while not stopping.is_set():
             self._wake.clear()
+            self._commands.run_waiting()
             try:
                 if failure is not None:
                     self._set_aside(failure)
@@ -194,18 +289,26 @@ class Worker:
     def _read(self, row: BatchRow) -> Batch:
         """Raises SpoolCorrupt, BatchRejected."""
         assert row.sha256 is not None
-        return decode(self.spool.load(row.sha256), Limits(bytes=self.settings.intake.max_unpacked_bytes))
+        limits = Limits(bytes=self.settings.intake.max_unpacked_bytes)
+        _, batch = accept(self.spool.load(row.sha256), row.name, self.settings.recognition.task_rule, limits)
+        return batch
 
     def _learn(self, row: BatchRow, batch: Batch) -> None:
         if self._engine is None and not self._found_network(row, batch):
             return
         engine = self._loaded
         labelled, classes = self._labelled(row, batch, engine)
-        change = engine.learner.consider(labelled, len(classes))
-        self._store(change, classes)
-        if change.kind == "new":
+        change = engine.learner.consider(labelled, len(classes), self._found_lately())
+        self._store(change, classes, newest=True)
+        if change.kind == "new" or change.recalled:
             self._reconsider()
+        if change.kind == "new":
             self._take_up_waiting()
+
+    def _found_lately(self) -> int:
+        """The tasks found in the last hour."""
+        with self.database.read() as session:
+            return tasks.count_since(session, utc_now() - timedelta(hours=1))
 
     def _reconsider(self) -> None:
         """Decides the unsure batches that the tasks explain by now."""
@@ -225,29 +328,74 @@ class Worker:
         except LabelMismatch as error:
             raise BatchRejected("bad_labels", str(error)) from None
         samples = Samples.of(x, classes.encode(batch.y), self.device)
-        return LabelledBatch(row.id, row.sha256, samples), classes
+        given_id = self._given_id(batch)
+        return LabelledBatch(row.id, row.sha256, samples, batch.task, given_id, content=batch.sha256()), classes
 
-    def _store(self, change: Change, classes: ClassList) -> None:
-        """One transaction, then the engine and the served snapshot take it over."""
+    def _given_id(self, batch: Batch) -> int | None:
+        """The task that the batch names, if it does and there is one. Raises BatchRejected for a retired task."""
+        if batch.task is None:
+            return None
+        with self.database.read() as session:
+            return scenarios.find_given(session, batch.task)
+
+    def _store(self, change: Change, classes: ClassList, newest: bool = False) -> None:
+        """One transaction, then the engine and the served snapshot take it over.
+
+        `newest`: the batch is the stream's last one, not one that had been waiting.
+        """
         engine = self._loaded
         with self.database.write() as session:
             if classes != engine.classes:
                 networks.extend_classes(session, list(classes.labels))
-            change = persistence.store_change(session, change, self.settings.learning.active_tasks)
-        engine.classes = classes
+            change = persistence.store_change(session, change, engine.network, self.settings.learning.active_tasks)
+            features = engine.features
+            if features is not None:
+                features = persistence.store_features(session, features, change)
+            reservoir = self._finish_left(session, change) if newest else None
+        engine.classes, engine.features = classes, features
         engine.learner.apply(change)
+        if reservoir is not None:
+            self._hold(reservoir)
+            attractors.warn_of_load(reservoir, self.settings.reservoir)
         if change.task is not None:
-            self._serve(change.task)
+            self.serve(change.task)
             self.learned += len(change.assigned)
-        for done in (*(member.batch for member in change.assigned), *change.given_up):
-            self.spool.remove(done.sha256)
+        self._forget_done(change)
         _log_change(change)
 
-    def _serve(self, task: TaskRecord) -> None:
+    def _finish_left(self, session: Session, change: Change) -> Reservoir | None:
+        """The reservoir with the masks of the tasks that the stream has gone on from; None where nothing changes."""
+        engine = self._loaded
+        if engine.reservoir is None or change.task is None or not change.assigned:
+            return None
+        tasks_left = [t for t in engine.learner.tasks.values() if t.task_id != change.task.task_id]
+        left = [task for task in tasks_left if not engine.learner.is_finished(task)]
+        held = attractors.finish(session, engine.reservoir, left, engine.network)
+        return held if held is not engine.reservoir else None
+
+    def _forget_done(self, change: Change) -> None:
+        """Drops the bytes of batches that nothing may take back any more.
+
+        What a guard still watches stays in the spool until its window moves on; a restart begins with empty windows.
+        """
+        learner = self._loaded.learner
+        done = {member.batch.sha256 for member in change.assigned} | self._watched
+        self._watched = done & learner.guarded()
+        waiting = {m.batch.sha256 for p in learner.provisionals.values() for m in p.members}
+        for sha256 in (done - self._watched - waiting) | {batch.sha256 for batch in change.given_up}:
+            self.spool.remove(sha256)
+
+    def serve(self, task: TaskRecord) -> None:
+        """Answers queries by a task's newest mask from now on."""
         assert self.predictor is not None
-        gauge = task.reference.evidence[self.settings.recognition.evidence]
-        served = ServedTask(task.task_id, task.version, task.packed, gauge)
-        self.predictor = self.predictor.with_mask(served, self._loaded.classes)
+        record = task.reference
+        served = ServedTask(task.task_id, task.version, task.packed, record.evidence, frozenset(record.labels))
+        self.predictor = replace(self.predictor, features=self._loaded.features).with_mask(served, self._loaded.classes)
+
+    def withdraw(self, task_id: int, into: int | None = None) -> None:
+        """Serves a task no longer; the task `into` answers for it, if there is one."""
+        assert self.predictor is not None
+        self.predictor = self.predictor.without_task(task_id, into)
 
     # -- the first batches ----------------------------------------------------------------------------------------
 
@@ -259,10 +407,14 @@ class Worker:
         if wants_more_rows(settings, batches):
             self._leave_waiting(row, f"waiting for {settings.feature_rows} rows to set the normalisation")
             return False
-        network, normaliser, classes = found_network(settings, batches, self.device)
+        spare = scenarios.spare_outputs(self.settings.recognition.objective)
+        network, normaliser, classes = found_network(settings, batches, self.device, spare)
         with self.database.write() as session:
-            persistence.save_network(session, network, normaliser, classes)
+            persistence.save_network(session, network, normaliser, classes, scenarios.to_stored(self.settings))
         self._start_engine(network, normaliser, classes)
+        self._load_features()
+        if self.settings.reservoir.enabled:
+            self._hold(Reservoir.empty(network))
         log.info("network_made", widths=network.architecture.widths, seed=settings.seed, sha256=network.sha256)
         for waiting_row, _ in waiting:
             self._process(waiting_row)
@@ -298,13 +450,21 @@ class Worker:
         if predictor is None or not predictor.tasks:
             self._leave_waiting(row, NO_TASK)
             return
-        scored = score(predictor, batch)
+        place = None
+        if batch.task is not None:
+            given_id = self._given_id(batch)
+            place = None if given_id is None else predictor.place_of(given_id)
+            if place is None:
+                self._leave_waiting(row, f"task {batch.task} is not known yet; it is scored as soon as it is")
+                return
+        scored = score(predictor, batch, place)
         if self.settings.predictions is not None:
             write_predictions(self.settings.predictions, row.name, predictor, scored.answer)
         outcome = ledger.Outcome("scored", scored.task_id, None, scored.kind, scored.reason)
         with self.database.write() as session:
             ledger.finish(session, row.id, outcome)
-            decisions.record(session, row.id, scored.kind, scored.task_id, scored.evidence)
+            decision = decisions.Decision(scored.kind, scored.task_id, scored.evidence, scored.reason)
+            decisions.record(session, row.id, decision)
         self._forget(row)
         log.info("batch_scored", batch=row.id, name=row.name, task=scored.task_id, decision=scored.kind)
 
@@ -320,6 +480,9 @@ class Worker:
 
 
 def _log_change(change: Change) -> None:
+    if change.recalled and change.task is not None:
+        taken_back = [m.batch.batch_id for m in change.recalled]
+        log.warning("task_set_back", task=change.task.task_id, version=change.task.version, batches=taken_back)
     batch = change.assigned[-1].batch if change.assigned else None
     if change.kind == "new" and change.task is not None:
         log.info("task_found", task=change.task.task_id, batches=[m.batch.batch_id for m in change.assigned])

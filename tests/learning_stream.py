@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from supsupd.config import LearningSettings, RecognitionSettings
-from supsupd.learning.continual import ContinualLearner, LabelledBatch
 from supsupd.learning.inference import Scorer
 from supsupd.learning.learner import Samples
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.normalise import Normaliser
+from supsupd.learning.records import LabelledBatch
+from supsupd.learning.rules import pick_learner
 
 
 def small_network(inputs=64, hidden=(100,), outputs=100, seed=0):
@@ -32,26 +33,31 @@ class Stream:
     recognition: RecognitionSettings = field(default_factory=RecognitionSettings)
     task_of: dict = field(default_factory=dict)
     given_up: list = field(default_factory=list)
+    changes: list = field(default_factory=list)
     count: int = 0
 
     def __post_init__(self):
         network = small_network()
         scorer = Scorer(network, threads=1)
-        self.learner = ContinualLearner(network, scorer, self.learning, self.recognition)
+        self.learner = pick_learner(self.recognition)(network, scorer, self.learning, self.recognition)
 
-    def feed(self, x, y):
+    def feed(self, x, y, found=0):
         """The kind of the decision about this batch."""
         self.count += 1
         digest = hashlib.sha256(x.tobytes() + np.asarray(y).tobytes()).hexdigest()
-        change = self.learner.consider(LabelledBatch(self.count, digest, samples_of(x, y)), self.classes)
+        change = self.learner.consider(LabelledBatch(self.count, digest, samples_of(x, y)), self.classes, found)
         self._take(change)
-        while change.kind == "new" and (again := self.learner.reconsider(self.classes)) is not None:
+        asked_again = change.kind == "new" or change.recalled
+        while asked_again and (again := self.learner.reconsider(self.classes)) is not None:
             self._take(again)
         return change.kind
 
     def _take(self, change):
-        if change.kind == "new":
+        if change.task is not None and change.task.task_id == 0:
             change = replace(change, task=replace(change.task, task_id=len(self.learner.tasks) + 1))
+        self.changes.append(change)
+        for member in change.recalled:
+            self.task_of.pop(member.batch.batch_id, None)
         self.task_of |= {member.batch.batch_id: change.task.task_id for member in change.assigned}
         self.given_up += [batch.batch_id for batch in change.given_up]
         self.learner.apply(change)

@@ -71,6 +71,11 @@ def test_a_wrong_setting_is_told_without_waiting_for_torch():
         ["tasks", "list", "--json"],
         ["tasks", "show", "1"],
         ["tasks", "rename", "1", "a"],
+        ["tasks", "retire", "1"],
+        ["tasks", "reopen", "1"],
+        ["tasks", "merge", "1", "2"],
+        ["tasks", "split", "1", "--from", "3"],
+        ["tasks", "why", "1"],
         ["batches", "list"],
         ["wait", "--timeout", "1"],
         ["predict", "ROWS"],
@@ -108,6 +113,13 @@ def test_json_is_one_array_of_objects(served, rows):
     assert array("status")[0]["tasks"] == 2
     assert [task["task"] for task in array("tasks", "list")] == [1, 2]
     assert array("tasks", "show", 2)[0]["decisions"][0]["decision"] == "new"
+    assert array("tasks", "retire", 1)[0]["retired"]
+    assert [task["task"] for task in array("tasks", "list")] == [2]
+    assert [task["task"] for task in array("tasks", "list", "--all")] == [1, 2]
+    assert array("tasks", "reopen", "task-1")[0]["retired"] is None
+    assert array("tasks", "merge", 2, 1)[0]["task"] == 2
+    assert array("tasks", "split", 2, "--from", 4)[0]["name"] == "from-4"
+    assert array("tasks", "why", 1)[0]["words"]
     assert array("batches", "list") == []
     predicted = array("predict", rows, "--per-sample")
     assert len(predicted) == 5
@@ -139,9 +151,25 @@ def test_a_task_is_shown_and_renamed(served, engine):
     assert "a task of its own" in shown.stdout
 
 
+def test_what_an_operator_does_is_told_in_one_line(served, engine):
+    for command, told in (
+        (["retire", "task-1"], "task 1 is retired\n"),
+        (["reopen", 1], "task 1 is in use again\n"),
+        (["merge", 1, "task-2"], "task 1 answers for task-2 too: 7 batches\n"),
+        (["split", 1, "--from", 17], "task 3 has 7 batches from 17 on\n"),
+        (["why", 1], "batch 1: \\x1b[2J\n1. known\n"),
+    ):
+        result = run("supsup-cli", "--socket", served, "tasks", *command)
+        assert (result.returncode, result.stdout) == (0, told)
+    listed = run("supsup-cli", "--socket", served, "tasks", "list", "--all").stdout
+    assert "merged_into" in listed.splitlines()[0]
+
+
 def test_the_daemons_no_is_one_line_and_exit_code_1(served, engine):
     for command, reason in (
         (["tasks", "show", 9], "there is no task 9"),
+        (["tasks", "split", "nobody", "--from", 1], "there is no task nobody"),
+        (["tasks", "why", 9], "there is no batch 9"),
         (["tasks", "rename", 1, "task-2"], "the name task-2 is taken"),
         (["batches", "list", "--state", "lost"], "state must be one of staged, training"),
     ):
@@ -188,7 +216,8 @@ def test_an_npy_file_is_rows_too(served, tmp_path):
 
 def test_wrong_usage_is_exit_code_2(tmp_path):
     for command in (
-        ["tasks", "show", "x"],
+        ["tasks", "split", "1"],
+        ["tasks", "why", "x"],
         ["predict", tmp_path / "none.npz"],
         ["fly"],
         ["wait", "--timeout", "soon"],
@@ -233,7 +262,7 @@ def test_the_database_is_upgraded_and_checked(tmp_path):
     assert missing.returncode == 66
     assert "there is no database at" in one_line(missing)
     assert not state.exists()
-    assert run("supsupd", "db", "upgrade", "--state", state).stdout == "upgraded: 0001\n"
+    assert run("supsupd", "db", "upgrade", "--state", state).stdout == "upgraded: 0001, 0002\n"
     assert run("supsupd", "db", "upgrade", SUPSUPD_STATE=str(state)).stdout == "already up to date\n"
     assert run("supsupd", "db", "check", "--state", state).stdout == "ok\n"
     (state / "supsup.db").write_bytes(b"not a database" * 1000)

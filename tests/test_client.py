@@ -58,6 +58,19 @@ def test_every_native_route_has_its_method(client, engine):
     assert [row["name"] for row in client.batches(state="staged", limit=5)] == ["b 1&2.npz"]
     assert client.batches(state="committed") == []
     assert client.scan() == {"pass": 1}
+    assert client.retire("digits")["task"] == 1
+    assert [task["task"] for task in client.tasks()] == [2]
+    assert [task["task"] for task in client.tasks(retired=True)] == [1, 2]
+    assert client.reopen(1)["retired"] is None
+    assert client.merge("digits", 2)["task"] == 1
+    assert client.split(1, 5)["name"] == "from-5"
+    assert client.why(1)["words"]
+
+
+def test_a_task_may_be_called_by_its_name(client, engine):
+    engine.names[1] = "day/1 ü?#%"
+    assert client.task("day/1 ü?#%")["task"] == 2
+    assert {row["task"] for row in client.predict(np.ones((3, INPUTS)), task="day/1 ü?#%")} == {2}
 
 
 def test_a_no_comes_with_its_status_and_reason(client):

@@ -72,6 +72,22 @@ def test_paths_become_absolute_and_know_the_home_folder(tmp_path, monkeypatch):
     assert str(settings.database) == "/home/somebody/state/supsup.db"
 
 
+@pytest.mark.parametrize(("said", "meant"), [("H", "entropy"), ("G", "g"), ("g", "g"), ("max-logit", "max-logit")])
+def test_an_objective_may_be_called_as_in_the_paper(watched, monkeypatch, said, meant):
+    monkeypatch.setenv("SUPSUPD_RECOGNITION__OBJECTIVE", said)
+    assert load_settings({"watch": [watched]}).recognition.objective == meant
+
+
+@pytest.mark.parametrize(
+    ("scenario", "rule", "shared"),
+    [("GG", "all", False), ("GNs", "labelled", True), ("GNu", "labelled", False), ("NNs", "ignored", True)],
+)
+def test_a_scenario_says_who_names_a_task_and_whose_labels_count(watched, scenario, rule, shared):
+    recognition = load_settings({"watch": [watched], "recognition": {"scenario": scenario}}).recognition
+    assert (recognition.task_rule, recognition.labels_shared) == (rule, shared)
+    assert load_settings({"watch": [watched]}).recognition.scenario == "NNs"
+
+
 def test_settings_cannot_be_changed(watched):
     settings = load_settings({"watch": [watched]})
     with pytest.raises(ValueError, match="frozen"):
@@ -97,7 +113,9 @@ BAD_FILES = [
     ("learning = 3", "learning: given 3; expected a table of settings"),
     ("[network]\nhidden = [300, 0]", "network.hidden: given 0; expected greater than 0"),
     ("[network]\nseed = -1", "network.seed: given -1; expected greater than or equal to 0"),
-    ('[recognition]\nevidence = "hope"', "recognition.evidence: given 'hope'; expected 'entropy', 'energy'"),
+    ('[recognition]\nobjective = "hope"', "recognition.objective: given 'hope'; expected 'entropy', 'g', 'energy' or"),
+    ('[recognition]\nscenario = "NNu"', "recognition.scenario: given 'NNu'; expected 'GG', 'GNs', 'GNu' or 'NNs'"),
+    ('[network]\noutputs = 1\n[recognition]\nobjective = "G"', "network.outputs: given 1; expected 2 or more"),
     ("[serving]\nmax_body_bytes = 0", "serving.max_body_bytes: given 0; expected greater than 0"),
     ('[intake]\nsettle_seconds = "soon"', "intake.settle_seconds: given 'soon'; expected a valid number"),
     ('device = "tpu"', "device: given 'tpu'; expected 'auto', 'cpu' or 'cuda'"),

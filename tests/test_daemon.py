@@ -308,7 +308,7 @@ def test_the_same_folder_with_a_fresh_cursor_adds_only_duplicates(daemon):
 @pytest.mark.parametrize(
     ("statement", "value", "said"),
     [
-        ("UPDATE network SET signs_sha256 = ?", "0" * 64, "network: seed 0 gives signs with SHA-256"),
+        ("UPDATE network SET signs_sha256 = ?", "0" * 64, "network: seed 0 gives weights with SHA-256"),
         (
             "UPDATE mask_version SET bits = CAST(? || substr(bits, 2) AS BLOB) WHERE task_id = 2 AND version = "
             "(SELECT max(version) FROM mask_version WHERE task_id = 2)",

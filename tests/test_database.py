@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from storage import cursors, db, decisions
 from storage.db import Database, StoreError, TransactionLost
+from storage.decisions import Decision
 
 
 @pytest.fixture
@@ -64,13 +65,13 @@ def test_an_exception_leaves_nothing_of_its_transaction(store):
 def test_a_broken_constraint_leaves_nothing_and_is_a_store_error(store):
     with pytest.raises(StoreError, match="FOREIGN KEY"), store.write() as session:
         cursors.advance(session, "folder", "half", "1")
-        decisions.record(session, batch_id=99, kind="new", task_id=None, evidence={})
+        decisions.record(session, 99, Decision("new", None, {}))
     assert positions(store) == {}
 
 
 def test_a_number_that_json_does_not_have_is_refused(store):
     with pytest.raises(StoreError, match="JSON"), store.write() as session:
-        decisions.record(session, batch_id=1, kind="new", task_id=None, evidence={"p": float("nan")})
+        decisions.record(session, 1, Decision("new", None, {"p": float("nan")}))
 
 
 def test_write_takes_the_lock_before_its_first_query(store, path):
@@ -165,7 +166,7 @@ def test_an_error_that_was_swallowed_in_the_block_still_stores_nothing(store):
     with pytest.raises(TransactionLost), store.write() as session:
         cursors.advance(session, "folder", "a", "1")
         with contextlib.suppress(IntegrityError):
-            decisions.record(session, batch_id=99, kind="new", task_id=None, evidence={})
+            decisions.record(session, 99, Decision("new", None, {}))
     assert positions(store) == {}
 
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ AT_ONCE = DirectorySettings(settle_seconds=0, incomplete_seconds=0)
 NEVER = 1e6
 
 
-def npz(value=0):
+def npz(value=0, **members):
     target = io.BytesIO()
-    np.savez(target, x=np.full((4, 3), value, np.float32), y=np.arange(4))
+    np.savez(target, x=np.full((4, 3), value, np.float32), **({"y": np.arange(4)} | members))
     return target.getvalue()
 
 
@@ -538,3 +539,68 @@ def test_a_new_file_ends_the_wait_and_our_own_reading_does_not(watched, open_sou
 def test_a_walk_of_a_missing_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError):
         list(walk(tmp_path / "none"))
+
+
+# --- which task a batch says it belongs to ----------------------------------------------------------------
+
+
+def told(items):
+    return {item.name: item.task if isinstance(item, Arrival) else item.code for item in items}
+
+
+def test_nobody_looks_for_a_task_unless_asked(watched, open_source):
+    put(watched / "line3" / "a.npz", npz(1, task="x"))
+    (item,) = take(open_source())
+    assert (item.task, item.payload) == (None, npz(1, task="x"))
+
+
+@pytest.mark.parametrize("rule", ["labelled", "all"])
+def test_a_task_comes_with_the_file_or_else_by_its_folder(watched, open_source, rule):
+    put(watched / "line3" / "a.npz", npz(1))
+    put(watched / "line3" / "b.npz", npz(2, task="other"))
+    put(watched / "c.npz", npz(3, task=7))
+    put(watched / "d.npz", npz(4))
+    put(watched / "deep" / "er" / "e.npz", npz(5))
+    put(watched / "line3" / "images" / "cat" / "1.png", png())
+    put(watched / "bare" / "cat" / "1.png", png(1))
+    assert told(take(open_source(replace(AT_ONCE, tasks=rule)))) == {
+        "line3/a.npz": "line3",
+        "line3/b.npz": "other",
+        "c.npz": "7",
+        "d.npz": "no_task",
+        "deep/er/e.npz": "deep/er",
+        "line3/images": "line3",
+        "bare": "no_task",
+    }
+
+
+def test_an_unlabelled_batch_must_name_its_task_only_where_all_must(watched, open_source):
+    x = np.ones((2, 3))
+    for name, members in (("a.npz", {}), ("b/c.npz", {}), ("d.npz", {"task": "t"})):
+        target = io.BytesIO()
+        np.savez(target, x=x + len(name), **members)
+        put(watched / name, target.getvalue())
+    found = told(take(open_source(replace(AT_ONCE, tasks="labelled"))))
+    assert found == {"a.npz": None, "b/c.npz": None, "d.npz": "t"}
+    found = told(take(open_source(replace(AT_ONCE, tasks="all"))))
+    assert found == {"a.npz": "no_task", "b/c.npz": "b", "d.npz": "t"}
+
+
+def test_a_folder_that_names_the_task_is_written_into_the_batch(watched, open_source):
+    """So that the samples alone say all of it, and the same ones in two folders are two batches."""
+    for folder in "ab":
+        put(watched / folder / "1.npz", npz(1))
+        put(watched / folder / "2.npz", npz(1))
+    items = take(open_source(replace(AT_ONCE, tasks="all")))
+    assert len({item.sha256 for item in items}) == 2
+    for item in items:
+        assert item.sha256 == hashlib.sha256(item.payload).hexdigest()
+        batch = decode(item.payload, with_task=True)
+        assert batch.task == item.task == item.name[0]
+        assert batch.sha256() == decode(npz(1)).sha256()
+
+
+def test_a_folder_may_be_too_long_for_a_task(watched, open_source):
+    put(watched / ("a" * 200) / ("b" * 100) / "1.npz", npz(1))
+    (item,) = take(open_source(replace(AT_ONCE, tasks="all")))
+    assert item.reason == "bad_task: a folder of 301 characters, at most 255 expected"

@@ -348,3 +348,78 @@ def test_streams_hold_no_unsafe_loader():
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "attr", getattr(node.func, "id", None))
                 assert name not in forbidden, f"{os.fspath(path)}:{node.lineno}"
+
+
+# --- which task a batch says it belongs to ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "meant"),
+    [
+        (3, "3"),
+        (np.int8(-3), "-3"),
+        (np.uint64(2**64 - 1), str(2**64 - 1)),
+        ("line3", "line3"),
+        (np.array(["döner 🥙"]), "döner 🥙"),
+        (np.array([7, 7, 7, 7]), "7"),
+        (np.array(["a"] * 4), "a"),
+        (np.array("x" * 255), "x" * 255),
+    ],
+)
+def test_a_task_is_one_integer_or_string_in_any_shape_for_the_whole_batch(task, meant):
+    assert decode(savez(x=X, task=task), with_task=True).task == meant
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (1.5, "task: float64 of shape (), expected one integer or string, or (4,) of it"),
+        (True, "task: bool of shape ()"),
+        (b"bytes", "task: |S5 of shape ()"),
+        (np.array([1, 2, 3]), "task: int64 of shape (3,)"),
+        (np.array([[1]]), "task: int64 of shape (1, 1)"),
+        (np.array([1, 1, 1, 2]), "task: 2 different ones, expected one for the whole batch"),
+        ("", "task: "),
+        ("a\nb", r"task: 'a\\nb', expected 1 or more printable characters"),
+        (np.array("x" * 256), "task: expected 1 to 255 characters"),
+    ],
+)
+def test_any_other_task_is_refused_in_one_line_where_one_is_wanted(task, said):
+    payload = savez(x=X, task=np.array(task))
+    with pytest.raises(BatchRejected) as caught:
+        decode(payload, with_task=True)
+    assert caught.value.code == "bad_task"
+    assert caught.value.text.startswith(said)
+    assert "\n" not in str(caught.value)
+    assert decode(payload).task is None
+
+
+def test_an_object_array_is_no_task_and_is_never_unpickled(tmp_path):
+    target = io.BytesIO()
+    np.savez(target, x=X, task=np.array([Canary(tmp_path / "touched")], dtype=object), allow_pickle=True)
+    payload = target.getvalue()
+    with pytest.raises(BatchRejected) as caught:
+        decode(payload, with_task=True)
+    assert caught.value.code == "forbidden_pickle"
+    assert decode(payload).task is None
+    assert not (tmp_path / "touched").exists()
+
+
+def test_characters_of_a_task_that_are_not_unicode_are_refused():
+    task = np.array([0xD800], dtype="<u4").view("<U1")
+    with pytest.raises(BatchRejected, match="bad_task: task: 1 characters are not Unicode"):
+        decode(savez(x=X, task=task), with_task=True)
+
+
+@given(st.text(min_size=1, max_size=255).filter(lambda text: text.isprintable()))
+def test_a_task_comes_back_from_its_own_bytes(task):
+    batch = decode(encode(Batch(X, Y, task)), with_task=True)
+    assert batch.task == task
+    assert batch.sha256() == Batch(X, Y).sha256()
+
+
+def test_the_hash_of_a_batch_is_of_its_samples_and_labels_alone():
+    same = [Batch(X, Y), Batch(np.asfortranarray(X), Y), decode(savez(y=Y, x=X, z=3)), Batch(X, Y, "a")]
+    other = [Batch(X, None), Batch(X.astype(np.float64), Y), Batch(X.reshape(2, 6), Y), Batch(X, Y.astype("U1"))]
+    assert len({batch.sha256() for batch in same}) == 1
+    assert len({batch.sha256() for batch in [*same, *other]}) == 1 + len(other)

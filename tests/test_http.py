@@ -15,6 +15,7 @@ from tiny_engine import INPUTS, TinyEngine, serving
 from supsupd.serving.server import MAX_SOCKET_PATH, SocketInUse, SocketRefused, bind_unix
 
 INFER = "/v2/models/supsup/infer"
+ROW = [[1.0] * INPUTS]
 
 
 def until(condition, seconds=10.0):
@@ -126,12 +127,35 @@ def test_the_native_routes_reach_the_engine(served, engine):
     assert ask(served, "POST", "/v1/scan").json() == {"pass": 1}
 
 
+def test_the_operators_routes_reach_the_engine(served, engine):
+    def post(url, **body):
+        return ask(served, "POST", f"/v1/tasks/{url}", **({"json": body} if body else {})).json()
+
+    assert post("1/retire")["retired"]
+    assert "is retired" in post("1/retire")["error"]
+    assert [task["task"] for task in ask(served, url="/v1/tasks").json()] == [2]
+    assert [task["task"] for task in ask(served, url="/v1/tasks?all=true").json()] == [1, 2]
+    assert post("task-1/reopen")["retired"] is None
+    assert post("1/merge", other="task-2")["task"] == 1
+    assert post("2/reopen")["task"] == 2
+    assert post("1/merge", other=2)["task"] == 1
+    assert post("1/split", **{"from": 17})["name"] == "from-17"
+    assert ask(served, url="/v1/batches/1/why").json()["words"][1] == "1. known"
+
+
+def test_a_task_is_named_by_whatever_its_key_holds(served, engine):
+    engine.names[1] = "day/1 ü?#"
+    assert ask(served, url="/v1/tasks/day%2F1%20%C3%BC%3F%23").json()["task"] == 2
+    assert ask(served, "POST", "/v1/tasks/day%2F1%20%C3%BC%3F%23/retire").json()["task"] == 2
+    answer = ask(served, "POST", INFER, json=infer(ROW, parameters={"task": "day/1 ü?#"})).json()
+    assert {output["name"]: output["data"] for output in answer["outputs"]}["task"] == [2]
+
+
 def test_a_name_that_is_not_unicode_can_still_be_told(served, engine):
     engine.ledger.append({"batch": 1, "name": os.fsdecode(b"\xff.npz"), "state": "quarantined"})
     assert ask(served, url="/v1/batches").content.count(rb'"\udcff.npz"') == 1
 
 
-ROW = [[1.0] * INPUTS]
 BAD = {
     "no such path": (404, "GET", "/v3", {}),
     "outside every path": (404, "GET", "/v2/models/supsup/../../../etc/passwd", {}),
@@ -166,6 +190,18 @@ BAD = {
     "rename to a number": (400, "PATCH", "/v1/tasks/1", {"json": {"name": 3}}),
     "rename to a taken name": (409, "PATCH", "/v1/tasks/1", {"json": {"name": "task-2"}}),
     "rename the unknown": (404, "PATCH", "/v1/tasks/9", {"json": {"name": "a"}}),
+    "retire the unknown": (404, "POST", "/v1/tasks/9/retire", {}),
+    "get on retire": (404, "GET", "/v1/tasks/1/retire", {}),
+    "reopen nothing": (404, "POST", "/v1/tasks//reopen", {}),
+    "merge without another": (400, "POST", "/v1/tasks/1/merge", {"json": {}}),
+    "merge with a list": (400, "POST", "/v1/tasks/1/merge", {"json": {"other": [2]}}),
+    "merge with a huge number": (400, "POST", "/v1/tasks/1/merge", {"json": {"other": 2**63}}),
+    "split without a body": (400, "POST", "/v1/tasks/1/split", {}),
+    "split from a name": (400, "POST", "/v1/tasks/1/split", {"json": {"from": "a"}}),
+    "split from a fraction": (400, "POST", "/v1/tasks/1/split", {"json": {"from": 1.5}}),
+    "why of no number": (404, "GET", "/v1/batches/one/why", {}),
+    "why of the unknown": (404, "GET", "/v1/batches/9/why", {}),
+    "neither all nor not": (400, "GET", "/v1/tasks?all=1", {}),
     "unknown state": (400, "GET", "/v1/batches?state=lost", {}),
     "unknown query": (400, "GET", "/v1/batches?stat=staged", {}),
     "limit zero": (400, "GET", "/v1/batches?limit=0", {}),

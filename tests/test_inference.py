@@ -9,12 +9,15 @@ from test_network import random_mask
 from supsupd.learning.inference import (
     EVIDENCE,
     TABLE_ROWS,
+    NoSuperfluousNeurons,
     Scorer,
+    Slopes,
     entropy,
-    one_shot,
+    halving,
     reference_logits,
-    reference_one_shot,
+    reference_slopes,
 )
+from supsupd.learning.kernels import bank_times_vector
 
 
 def bank_of(network, count):
@@ -61,11 +64,89 @@ def test_no_masks_give_no_scores():
     assert scores.evidence["entropy"].shape == (0, 2)
 
 
+@pytest.mark.parametrize("objective", EVIDENCE)
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_one_shot_from_bits_equals_the_gradient_in_alpha(count):
+def test_one_shot_from_bits_equals_the_gradient_in_alpha(count, objective):
     network = small_network(13, (7, 9), 5)
-    bank, x = bank_of(network, count), rows_of(network, 6)
-    np.testing.assert_allclose(one_shot(network, bank, x), reference_one_shot(network, bank, x), rtol=1e-4, atol=1e-6)
+    slopes = Slopes(network, bank_of(network, count), objective, classes=3)
+    x, places = rows_of(network, 6), np.arange(count)
+    reference = reference_slopes(slopes, x, places)
+    np.testing.assert_allclose(slopes.descent(x, places), reference, rtol=1e-4, atol=1e-6)
+    assert slopes.one_shot(x) == reference.argmax()
+
+
+def reference_binary(slopes, x):
+    """The rounds of Binary on the dense reference: the kept half of the masks after each."""
+    places, rounds = list(range(len(slopes.bank))), []
+    while len(places) > 1:
+        descent = reference_slopes(slopes, x, np.array(places))
+        best = sorted(range(len(places)), key=lambda i: (-descent[i], i))[: (len(places) + 1) // 2]
+        places = sorted(places[i] for i in best)
+        rounds.append(places)
+    return rounds
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 17])
+def test_binary_keeps_the_half_that_the_reference_keeps_round_for_round(count):
+    network = small_network(13, (7, 9), 5)
+    slopes, x = Slopes(network, bank_of(network, count), "entropy", classes=3), rows_of(network, 6)
+    rounds = reference_binary(slopes, x)
+    assert len(rounds) == int(np.ceil(np.log2(count)))
+    assert slopes.binary(x) == (rounds[-1][0] if rounds else 0)
+
+
+def test_binary_among_a_thousand_masks_takes_ten_rounds_to_one():
+    network = small_network(13, (7,), 5)
+    slopes, x = Slopes(network, bank_of(network, 1000), "entropy", classes=3), rows_of(network, 4)
+    rounds = reference_binary(slopes, x)
+    assert [len(kept) for kept in rounds] == [500, 250, 125, 63, 32, 16, 8, 4, 2, 1]
+    assert slopes.binary(x) in rounds[-3]  # near ties may fall otherwise in float32
+
+
+def test_objective_g_looks_at_the_superfluous_outputs_alone():
+    network = small_network(13, (7,), 5)
+    slopes, x = Slopes(network, bank_of(network, 3), "g", classes=5), rows_of(network, 2)
+    with pytest.raises(NoSuperfluousNeurons, match="more outputs than classes"):
+        slopes.one_shot(x)
+    logits = torch.tensor([[50.0, -3.0, 1.0, 2.0]])
+    moved = torch.tensor([[-9.0, 70.0, 1.0, 2.0]])
+    assert torch.equal(EVIDENCE["g"](logits, 2), EVIDENCE["g"](moved, 2))
+
+
+def test_without_superfluous_outputs_there_is_no_evidence_g():
+    network = small_network(13, (7,), 5)
+    scorer, bank, x = Scorer(network, 1), bank_of(network, 2), rows_of(network, 3)
+    assert "g" in scorer.score(x, bank, 4).evidence
+    assert "g" not in scorer.score(x, bank, 5).evidence
+
+
+@pytest.mark.parametrize(("masks", "length"), [(0, 16), (1, 8), (5, 24), (2501, 16)])
+def test_bank_times_vector_sums_what_the_bits_keep(masks, length):
+    rng = np.random.default_rng(masks)
+    bank = rng.integers(0, 256, (masks, length // 8), dtype=np.uint8)
+    vector = rng.standard_normal(length).astype(np.float32)
+    bits = np.unpackbits(bank, axis=1, bitorder="little").astype(np.float64)
+    np.testing.assert_allclose(bank_times_vector(bank, vector), bits @ vector.astype(np.float64), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masks", [1, 2, 3, 50])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 100])
+def test_halving_finds_the_mask_that_is_clearly_best(masks, rows):
+    rng = np.random.default_rng(masks)
+    values = rng.standard_normal((masks, rows)) + 9.0 * (np.arange(masks) != masks // 2)[:, None]
+    asked = []
+
+    def evidence(part, places):
+        asked.append(len(places) * len(range(*part.indices(rows))))
+        return values[places, part]
+
+    assert halving(evidence, masks, rows, first=8) == masks // 2
+    assert sum(asked) <= masks * rows
+
+
+def test_halving_over_few_rows_is_the_plain_mean():
+    values = np.random.default_rng(0).standard_normal((40, 8))
+    assert halving(lambda part, places: values[places, part], 40, 8, first=8) == values.mean(axis=1).argmin()
 
 
 def test_entropy_is_log_n_for_even_logits_and_zero_for_certain_ones():
@@ -76,4 +157,4 @@ def test_entropy_is_log_n_for_even_logits_and_zero_for_certain_ones():
 @pytest.mark.parametrize("name", EVIDENCE)
 def test_all_evidence_is_lower_where_one_output_stands_out(name):
     sure, unsure = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[1.0, 1.0, 1.0]])
-    assert float(EVIDENCE[name](sure)[0]) < float(EVIDENCE[name](unsure)[0])
+    assert float(EVIDENCE[name](sure, 1)[0]) < float(EVIDENCE[name](unsure, 1)[0])

@@ -104,7 +104,7 @@ def test_an_update_that_makes_the_task_worse_is_not_taken():
     state = trained(learner())
     poisoned = batch(seed=50)
     # Rows to train on get labels of another law than the rows that are held out.
-    rows, _ = one._split(len(poisoned), 7)
+    rows, _ = one.split_rows(len(poisoned), 7)
     poisoned.y[torch.from_numpy(rows)] = (poisoned.y[torch.from_numpy(rows)] + 1) % 10
     update = one.learn(state, poisoned, seed=7, seen={})
     assert update.loss_after > update.loss_before

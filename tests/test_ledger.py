@@ -197,6 +197,37 @@ def test_bytes_are_needed_until_the_state_is_final(store, state):
         assert bool(ledger.list_spooled(session)) == (state not in FINAL)
 
 
+@pytest.mark.parametrize("state", STATES)
+def test_only_committed_batches_can_be_taken_back_or_given_to_another_task(store, state):
+    batch_id = bring_to(store, state)
+    with store.write() as session:
+        other = tasks.create(session, FIELDS)
+    steps = {
+        "be recalled": lambda session: ledger.recall(session, batch_id, 4, "late alarm"),
+        "be reassigned": lambda session: ledger.reassign(session, batch_id, other, "split from task 1"),
+    }
+    if state != "committed":
+        before = load(store, batch_id).updated_at
+        for name, step in steps.items():
+            refused = pytest.raises(LedgerConflict, match=f"batch {batch_id} is {state}: it cannot {name}")
+            with refused, store.write() as session:
+                step(session)
+        assert load(store, batch_id).updated_at == before
+        return
+    with store.write() as session:
+        steps["be reassigned"](session)
+        assert [row.id for row in ledger.list_committed(session, other)] == [batch_id]
+        assert ledger.list_committed(session, other, start=batch_id + 1) == ledger.list_committed(session, 1) == []
+    row = load(store, batch_id)
+    assert (row.state, row.task_id, row.decision, row.reason) == ("committed", other, "known", "split from task 1")
+    with store.write() as session:
+        steps["be recalled"](session)
+        assert ledger.list_spooled(session) == {row.sha256}
+    row = load(store, batch_id)
+    assert (row.state, row.task_id, row.provisional, row.decision) == ("unsure", None, 4, "unsure")
+    finish(store, batch_id, "committed")
+
+
 # Any order of steps, restarts among them.
 
 STEPS = ["stage", "claim", "restart", "committed", "unsure", "quarantined", "scored"]

@@ -17,11 +17,12 @@ from storage import db, schema
 from storage.db import Database, SchemaMismatch
 from storage.models import Base
 
+ALL = ["0001", "0002"]
 NEXT = """
 import os, signal
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 def upgrade():
     op.create_table("half", sa.Column("id", sa.Integer(), primary_key=True))
     op.add_column("task", sa.Column("half", sa.Integer()))
@@ -44,15 +45,27 @@ def next_migration(tmp_path, end):
     """A copy of our migrations with one more, which ends with the statement `end`."""
     location = tmp_path / "migrations"
     shutil.copytree(Path(storage.__file__).parent / "migrations", location)
-    (location / "versions" / "0002_next.py").write_text(NEXT.format(end=end))
+    (location / "versions" / "0003_next.py").write_text(NEXT.format(end=end))
     return location
 
 
 def tables(path):
-    """Table name -> the lines of its CREATE statement, without order."""
+    """Table name -> the parts of its CREATE statement, without order."""
     with sqlite3.connect(path) as connection:
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
-    return {name: {line.strip().rstrip(",") for line in sql.splitlines()} for name, sql in rows}
+    return {name: parts(sql) for name, sql in rows}
+
+
+def parts(sql):
+    """What is before the outer parentheses, what is between their commas, and what is behind."""
+    found, depth = [""], 0
+    for character in " ".join(sql.split()).replace('"', ""):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if (character, depth) in {(",", 1), ("(", 1), (")", 0)}:
+            found.append("")
+        else:
+            found[-1] += character
+    return {part.strip() for part in found}
 
 
 def test_migrations_from_nothing_equal_the_models(tmp_path, path):
@@ -88,7 +101,7 @@ def test_the_same_tables_can_be_made_on_postgresql():
 
 
 def test_upgrade_says_what_it_applied_and_then_nothing(path):
-    assert db.upgrade(path) == ["0001"]
+    assert db.upgrade(path) == ALL
     before = path.read_bytes()
     assert db.upgrade(path) == []
     assert path.read_bytes() == before
@@ -100,7 +113,73 @@ def test_downgrade_leaves_no_table(path):
     with db.migrating(path) as connection:
         command.downgrade(schema.migration_config(connection), "base")
     assert set(tables(path)) == {"alembic_version", "sqlite_sequence"}
-    assert db.upgrade(path) == ["0001"]
+    assert db.upgrade(path) == ALL
+
+
+ROWS = """
+INSERT INTO task VALUES (3, 'digits', 2, 5, 640, 0.9, 0.1, 0.5, 13, '{}', x'01', '2026-01-01', '2026-01-02');
+INSERT INTO batch VALUES (7, 'f', 'a', 'h', 'h', 9, 2, 1, 'committed', 3, NULL, 'known', NULL, 1, '2026-01-01',
+    '2026-01-01');
+INSERT INTO mask_version VALUES (3, 2, 7, x'0f03', 16, 'abc', 0.375, '2026-01-01');
+INSERT INTO decision VALUES (4, 7, 'known', 3, '{}', '2026-01-01');
+INSERT INTO training_state VALUES (3, 2, 1, x'00', '2026-01-01');
+"""
+
+
+def migrate(path, step, revision):
+    with db.migrating(path) as connection:
+        step(schema.migration_config(connection), revision)
+
+
+def rows(path):
+    with sqlite3.connect(path) as connection:
+        connection.row_factory = sqlite3.Row
+        names = [name for name in tables(path) if name in Base.metadata.tables]
+        return {name: [dict(row) for row in connection.execute(f"SELECT * FROM {name}")] for name in names}
+
+
+def test_the_second_migration_keeps_every_row_and_can_be_taken_back(path):
+    migrate(path, command.upgrade, "0001")
+    before = tables(path)
+    with sqlite3.connect(path) as connection:
+        connection.executescript(ROWS)
+    stored = rows(path)
+    assert db.upgrade(path) == ["0002"]
+    for name, found in rows(path).items():
+        kept = stored.get(name, [])
+        assert [{key: row[key] for key in old} for row, old in zip(found, kept, strict=True)] == kept
+        assert all(row[key] is None for row, old in zip(found, kept, strict=True) for key in row.keys() - old.keys())
+    with sqlite3.connect(path) as connection:
+        # Weights counted honestly: 11 of 16 bits. The first schema takes all 16 for weights.
+        connection.execute("UPDATE mask_version SET nbits = 11, density = 6.0 / 11")
+    migrate(path, command.downgrade, "0001")
+    assert tables(path) == before
+    assert rows(path) == stored
+
+
+def test_statistics_are_not_lost_by_going_back(path):
+    migrate(path, command.upgrade, "0001")
+    with sqlite3.connect(path) as connection:
+        connection.executescript(ROWS)
+    db.upgrade(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE mask_version SET statistics = x'00000000'")
+    before = rows(path)
+    with pytest.raises(RuntimeError, match="1 masks have statistics"):
+        migrate(path, command.downgrade, "0001")
+    assert rows(path) == before
+
+
+def test_an_id_is_not_given_again_after_a_migration(path):
+    migrate(path, command.upgrade, "0001")
+    with sqlite3.connect(path) as connection:
+        connection.executescript(ROWS)
+    db.upgrade(path)
+    with sqlite3.connect(path) as connection:
+        columns = "name, version, batches, samples, density, bytes, reference, created_at, last_seen_at"
+        values = "'new', 1, 1, 1, 0.5, 1, '{}', '2026-01-01', '2026-01-01'"
+        made = connection.execute(f"INSERT INTO task ({columns}) VALUES ({values}) RETURNING id").fetchone()
+    assert made == (4,)
 
 
 @pytest.mark.parametrize("refuses", [Database.open, db.upgrade])
@@ -118,7 +197,7 @@ def test_an_older_schema_is_not_opened(path):
     path.touch()
     with pytest.raises(SchemaMismatch, match="db upgrade"):
         Database.open(path)
-    assert db.check(path) == ["revision 0001 is not applied: run `supsupd db upgrade`"]
+    assert db.check(path) == [f"revision {n} is not applied: run `supsupd db upgrade`" for n in ALL]
 
 
 def test_a_missing_database_is_not_made_by_opening_it(path):
@@ -128,15 +207,15 @@ def test_a_missing_database_is_not_made_by_opening_it(path):
     assert not path.exists()
 
 
-@pytest.mark.parametrize("start", ["from nothing", "from 0001"])
+@pytest.mark.parametrize("start", ["from nothing", "from the newest"])
 def test_an_exception_in_a_migration_leaves_the_old_schema(tmp_path, path, start):
-    if start == "from 0001":
+    if start == "from the newest":
         db.upgrade(path)
     before = tables(path)
     with pytest.raises(ZeroDivisionError):
         db.upgrade(path, str(next_migration(tmp_path, "1 / 0")))
     assert tables(path) == before
-    assert db.upgrade(path) == ([] if before else ["0001"])
+    assert db.upgrade(path) == ([] if before else ALL)
     assert db.check(path) == []
 
 
@@ -152,9 +231,9 @@ def test_a_kill_in_a_migration_leaves_the_old_schema(tmp_path, path):
 
 def test_a_migration_that_ends_is_applied(tmp_path, path):
     location = str(next_migration(tmp_path, "pass"))
-    assert db.upgrade(path, location) == ["0001", "0002"]
+    assert db.upgrade(path, location) == [*ALL, "0003"]
     assert "half" in tables(path)
-    with pytest.raises(SchemaMismatch, match="0002 is newer"):
+    with pytest.raises(SchemaMismatch, match="0003 is newer"):
         Database.open(path)
 
 

@@ -57,8 +57,36 @@ def test_parameters_outputs_and_id_are_read_and_have_defaults():
         body(parameters={"task": 7, "per_sample": True, "priority": 1}, outputs=[{"name": "task"}], id="a")
     )
     assert (asked.task, asked.per_sample, asked.outputs, asked.id) == (7, True, ("task",), "a")
+    assert decode_request(body(parameters={"task": "digits"})).task == "digits"
     # what an unmodified client says when it would like raw bytes back; JSON is an answer to it
     assert decode_request(body(parameters={"binary_data_output": True}, outputs=[])).outputs == OUTPUTS
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("H", "entropy"), ("G", "g"), ("g", "g"), ("energy", "energy"), ("max-logit", "max-logit")]
+)
+def test_a_query_may_say_how_its_task_is_inferred(said, meant):
+    asked = decode_request(body(parameters={"method": "one-shot", "objective": said}))
+    assert (asked.method, asked.objective) == ("one-shot", meant)
+    plain = decode_request(body(parameters={"method": None, "objective": None}))
+    assert (plain.method, plain.objective) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"method": "magic"}, "method must be one of exact, one-shot, binary, not 'magic'"),
+        ({"method": "\x1b" * 99}, "not '" + r"\x1b" * 40 + "'"),
+        ({"method": 1}, "method must be a string"),
+        ({"objective": "h"}, "objective must be one of entropy, g, energy, max-logit, not 'h'"),
+        ({"objective": ["g"]}, "objective must be a string"),
+    ],
+)
+def test_another_way_to_infer_is_refused(parameters, said):
+    with pytest.raises(ProtocolError) as caught:
+        decode_request(body(parameters=parameters))
+    assert str(caught.value).startswith("bad_request: ")
+    assert said in str(caught.value)
 
 
 BAD_JSON = {
@@ -95,6 +123,7 @@ BAD_REQUESTS = [
     ("bad_request", {"parameters": {"task": 1.0}}),
     ("bad_request", {"parameters": {"task": -1}}),
     ("bad_request", {"parameters": {"task": 2**63}}),
+    ("bad_request", {"parameters": {"task": ["a"]}}),
     ("bad_request", {"parameters": {"per_sample": 1}}),
     ("bad_request", {"outputs": [{"name": "magic"}]}),
     ("bad_request", {"outputs": ["label"]}),

@@ -6,7 +6,7 @@ from digits import draw, held_out
 from learning_stream import Stream, samples_of
 
 from supsupd.config import RecognitionSettings
-from supsupd.learning.recognition import Gauge, Reference
+from supsupd.learning.reference import Gauge, Reference
 
 
 def feed(stream, task, seeds, rows=64):
@@ -165,7 +165,7 @@ def test_learning_a_task_leaves_every_other_mask_bit_for_bit():
 def test_a_step_is_pure_until_it_is_applied():
     stream = Stream()
     feed(stream, 0, range(3))
-    from supsupd.learning.continual import LabelledBatch
+    from supsupd.learning.records import LabelledBatch
 
     batch = draw(0, 9)
     labelled = LabelledBatch(99, "f" * 64, samples_of(batch["x"], batch["y"]))

@@ -1,6 +1,7 @@
 """What is stored comes back as it was: masks and decisions once and for ever, tasks, the network, states."""
 
 import sqlite3
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, update
 
-from storage import cursors, db, decisions, ledger, masks, networks, packing, tasks, training_states
+from storage import cursors, db, decisions, ledger, masks, networks, packing, reservoir, tasks, training_states
 from storage.db import Database, StoreError
+from storage.decisions import Decision
 from storage.masks import MaskCorrupt, MaskRow, MaskUnknown
 from storage.models import AppendOnlyViolation, DecisionRow, MaskVersionRow, utc_now
 from storage.networks import NetworkFields
@@ -72,8 +74,8 @@ def test_the_newest_version_is_the_head_and_every_version_stays(store):
             first: mask(first, 3, seed=3),
             second: mask(second, 1, seed=1),
         }
-        assert masks.load_mask(session, first) == mask(first, 3, seed=3).bits
-        assert masks.load_mask(session, first, 2) == mask(first, 2, seed=2).bits
+        assert masks.load_mask(session, first) == mask(first, 3, seed=3)
+        assert masks.load_mask(session, first, 2) == mask(first, 2, seed=2)
 
 
 def test_a_version_that_is_not_there_says_so(store):
@@ -90,7 +92,7 @@ def test_a_version_is_written_once(store):
     with pytest.raises(StoreError, match="UNIQUE"), store.write() as session:
         masks.append_mask(session, mask(task_id, 1, seed=9))
     with store.read() as session:
-        assert masks.load_mask(session, task_id) == mask(task_id, 1, seed=1).bits
+        assert masks.load_mask(session, task_id) == mask(task_id, 1, seed=1)
 
 
 def test_a_mask_needs_its_task_and_its_length(store):
@@ -115,7 +117,7 @@ def test_masks_and_decisions_are_append_only(store, change):
     task_id = new_task(store, 1)
     with store.write() as session:
         batch_id = ledger.quarantine_arrival(session, "folder", "a.npz", None, "empty")
-        decisions.record(session, batch_id, "new", task_id, {})
+        decisions.record(session, batch_id, Decision("new", task_id, {}))
     with pytest.raises(AppendOnlyViolation, match="written once"), store.write() as session:
         change(session)
     with store.read() as session:
@@ -128,9 +130,11 @@ def test_masks_and_decisions_are_append_only(store, change):
     [
         ("UPDATE mask_version SET bits = ?", mask(1, 1, seed=7).bits, "another SHA-256"),
         ("UPDATE mask_version SET bits = ?", b"\0" * 12, "bytes"),
-        ("UPDATE mask_version SET bits = ?", b"\xff" * 13, "padding"),
+        ("UPDATE mask_version SET bits = ?", b"\xff" * 13, "more than the 100 weights"),
         ("UPDATE mask_version SET sha256 = ?", "0" * 64, "another SHA-256"),
         ("UPDATE mask_version SET nbits = ?", 99, "density"),
+        ("UPDATE mask_version SET statistics = ?", b"\0" * 8, "another SHA-256"),
+        ("UPDATE mask_version SET statistics = ?", b"\0", "float32"),
         ("UPDATE mask_version SET density = ?", 0.25, "density"),
     ],
 )
@@ -164,6 +168,36 @@ def test_every_flipped_bit_is_found(byte, bit):
         masks._verified(row)
 
 
+def test_a_mask_comes_back_with_all_that_was_stored_with_it(store):
+    statistics = np.arange(6, dtype=np.float32).tobytes()
+    plain = mask(new_task(store), 1)
+    full = replace(plain, statistics=statistics, reason="split from task 3", reference={"errors": 0.1})
+    with store.write() as session:
+        masks.append_mask(session, full)
+    with store.read() as session:
+        loaded = masks.load_mask(session, full.task_id)
+    assert loaded == full
+    assert loaded.packed == plain.bits + statistics
+    assert (loaded.density, loaded.sha256 != plain.sha256) == (plain.density, True)
+
+
+def test_density_counts_weights_not_the_bits_that_fill_up_a_byte():
+    rows = packing.pack(np.array([True, True, False])) + packing.pack(np.array([True, False, False]))
+    assert MaskRow(1, 1, None, rows, nbits=6).density == 0.5
+
+
+def test_the_version_before_a_batch_is_the_last_that_no_later_batch_touched(store):
+    task_id = new_task(store)
+    with store.write() as session:
+        for content in range(9):
+            ledger.stage(session, ledger.Entry("folder", "a", packing.sha256(bytes([content])), 1, 1, True))
+        for version, batch in enumerate([2, 3, 7, None, 5, 8], start=1):
+            masks.append_mask(session, replace(mask(task_id, version), batch_id=batch))
+    with store.read() as session:
+        before = [masks.find_before(session, task_id, batch) for batch in range(1, 11)]
+    assert before == [None, None, 1, 2, 2, 2, 2, 5, 6, 6]
+
+
 # Tasks
 
 
@@ -180,7 +214,7 @@ def test_a_task_comes_back_as_it_was_made(store):
 
 def test_an_update_replaces_what_is_known_and_nothing_else(store):
     task_id, other = new_task(store), new_task(store)
-    changed = TaskFields(2, 2, 256, 0.4, 13, {"entropy": []}, accuracy=0.9, entropy=0.1, statistics=b"s")
+    changed = TaskFields(2, 2, 256, 0.4, 13, {"entropy": []}, accuracy=0.9, entropy=0.1)
     with store.write() as session:
         tasks.rename(session, task_id, "digits")
         tasks.update(session, task_id, changed)
@@ -232,6 +266,77 @@ def test_the_id_of_a_lost_task_is_not_given_again(path, store):
     assert new_task(store) == task_id + 1
 
 
+def test_a_retired_task_is_listed_only_if_asked_and_comes_back_as_it_was(store):
+    first, second = new_task(store, 1), new_task(store, 1)
+    with store.write() as session:
+        tasks.retire(session, first)
+        assert [row.id for row in tasks.list_tasks(session)] == [second]
+        assert [row.id for row in tasks.list_tasks(session, retired=True)] == [first, second]
+        with pytest.raises(tasks.TaskConflict, match=f"task {first} is retired"):
+            tasks.retire(session, first)
+        tasks.reopen(session, first)
+        assert [row.id for row in tasks.list_tasks(session)] == [first, second]
+        with pytest.raises(tasks.TaskConflict, match="is not retired"):
+            tasks.reopen(session, first)
+        with pytest.raises(tasks.TaskUnknown):
+            tasks.retire(session, 99)
+
+
+def test_a_merged_task_is_answered_for_by_id_name_and_key_at_any_remove(store):
+    first, second, third, other = (new_task(store, 1) for _ in range(4))
+    with store.write() as session:
+        tasks.rename(session, third, "digits")
+        tasks.set_key(session, third, "c")
+        tasks.merge(session, second, third)
+        merged = tasks.merge(session, first, second)
+        assert (merged.batches, merged.samples) == (3, 3 * 128)
+        for reference in (first, second, third, "digits", "c", f"task-{second}", f"{third}", f"id:{second}", "key:c"):
+            assert tasks.resolve(session, reference).id == first
+        assert [row.id for row in tasks.list_merged(session, first)] == [second, third]
+        assert [row.id for row in tasks.list_tasks(session)] == [first, other]
+        assert tasks.find_key(session, "c").id == first
+
+
+def test_a_merge_that_makes_no_sense_is_refused(store):
+    first, second, third = (new_task(store, 1) for _ in range(3))
+    with store.write() as session:
+        tasks.merge(session, first, second)
+        for pair, why in [((first, first), "itself"), ((third, second), "was merged"), ((second, first), "was merged")]:
+            with pytest.raises(tasks.TaskConflict, match=why):
+                tasks.merge(session, *pair)
+        with pytest.raises(tasks.TaskConflict, match=f"was merged into task {first}"):
+            tasks.reopen(session, second)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["merged_into = id, retired_at = created_at", "merged_into = 2", "merged_into = 99, retired_at = created_at"],
+)
+def test_the_database_itself_refuses_a_wrong_merge(path, store, change):
+    task_id = new_task(store)
+    new_task(store)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA foreign_keys=ON")
+        with pytest.raises(sqlite3.IntegrityError):
+            connection.execute(f"UPDATE task SET {change} WHERE id = {task_id}")
+
+
+def test_a_text_that_means_several_tasks_is_refused_unless_it_says_which(store):
+    first, second = new_task(store), new_task(store)
+    with store.write() as session:
+        tasks.set_key(session, first, f"{second}")
+        with pytest.raises(tasks.TaskAmbiguous, match=f"means tasks {first} and {second}"):
+            tasks.resolve(session, f"{second}")
+        assert tasks.resolve(session, f"key:{second}").id == first
+        assert tasks.resolve(session, f"id:{second}").id == second
+        assert tasks.resolve(session, second).id == second
+        with pytest.raises(tasks.NameTaken, match="the key"):
+            tasks.set_key(session, second, f"{second}")
+        for unknown in (99, "99", "nobody", "id:x", "", "key:"):
+            with pytest.raises(tasks.TaskUnknown, match="there is no task"):
+                tasks.resolve(session, unknown)
+
+
 # The network
 
 
@@ -268,9 +373,9 @@ def test_decisions_keep_their_evidence_and_their_order(store):
     task_id = new_task(store)
     with store.write() as session:
         batch_id = ledger.quarantine_arrival(session, "folder", "a.npz", None, "empty")
-        decisions.record(session, batch_id, "unsure", None, {"z": [1.5, None], "why": "köder"})
+        decisions.record(session, batch_id, Decision("unsure", None, {"z": [1.5, None], "why": "köder"}, "because"))
         for kind in ("new", "known", "known"):
-            decisions.record(session, batch_id, kind, task_id, {})
+            decisions.record(session, batch_id, Decision(kind, task_id, {}))
     with store.read() as session:
         assert [row.kind for row in decisions.list_for_batch(session, batch_id)] == [
             "unsure",
@@ -279,6 +384,7 @@ def test_decisions_keep_their_evidence_and_their_order(store):
             "known",
         ]
         assert decisions.list_for_batch(session, batch_id)[0].evidence == {"z": [1.5, None], "why": "köder"}
+        assert decisions.list_for_batch(session, batch_id)[0].reason == "because"
         newest = decisions.list_for_task(session, task_id, limit=2)
         assert [row.kind for row in newest] == ["known", "known"]
         assert newest[0].id > newest[1].id
@@ -311,3 +417,42 @@ def test_the_most_recently_saved_states_are_kept(store):
     with store.write() as session:
         training_states.keep_recent(session, 0)
         assert training_states.load_states(session) == []
+
+
+def test_the_state_of_a_retired_task_waits_and_takes_no_place(store):
+    ids = [new_task(store) for _ in range(4)]
+    with store.write() as session:
+        for task_id in ids:
+            training_states.save(session, task_id, 1, b"s")
+        tasks.retire(session, ids[1])
+        training_states.keep_recent(session, 2)
+        assert [row.task_id for row in training_states.load_states(session)] == [ids[3], ids[2], ids[1]]
+        training_states.touch(session, ids[1])
+        training_states.forget(session, ids[3])
+        training_states.forget(session, ids[0])
+        assert [row.task_id for row in training_states.load_states(session)] == [ids[1], ids[2]]
+
+
+# The reservoir
+
+
+def test_a_reservoir_comes_back_bit_for_bit_and_damage_is_found(path, store):
+    first, second = new_task(store), new_task(store)
+    matrices = [reservoir.Matrix(layer, 2, 2, bytes([layer]) * 32) for layer in (0, 1)]
+    with store.write() as session:
+        for matrix in reversed(matrices):
+            reservoir.save_matrix(session, replace(matrix, patterns=1))
+            reservoir.save_matrix(session, matrix)
+        for task_id in (first, second, first):
+            reservoir.add_pattern(session, task_id, 3)
+    with store.read() as session:
+        assert reservoir.load_matrices(session) == matrices
+        assert [pattern.task_id for pattern in reservoir.list_patterns(session)] == [second, first]
+    with store.write() as session:
+        reservoir.remove_pattern(session, second)
+        assert reservoir.list_patterns(session) == [reservoir.Pattern(first, 3)]
+    assert db.check(path) == []
+    damage(path, "UPDATE reservoir SET matrix = ? WHERE layer = 1", b"\0" * 32)
+    assert "layer 1" in db.check(path)[0]
+    with store.read() as session, pytest.raises(reservoir.ReservoirCorrupt, match="layer 1"):
+        reservoir.load_matrices(session)

@@ -15,7 +15,7 @@ from storage.db import Database, StoreError, upgrade
 from storage.spool import Spool
 from streams.batch import Batch
 from streams.formats import encode
-from supsupd.config import NetworkSettings, Settings
+from supsupd.config import NetworkSettings, RecognitionSettings, Settings
 from supsupd.learning.device import pick_device, use_threads
 from supsupd.worker import Worker
 
@@ -207,3 +207,97 @@ def test_it_is_busy_until_the_consequences_of_a_batch_are_done_too(new_store):
     decided = [busy for found, busy in seen if found == ["unsure", "committed", "committed"]]
     assert decided == [True]  # "early" waits, nothing is queued: not settled yet
     assert states(settings) == ["scored", "committed", "committed"]
+
+
+def slow_mixture():
+    """A task into whose batches another one grows, and a third one before that is not touched."""
+    pure = [draw(3, turn) for turn in range(4)] + [draw(0, turn) for turn in range(10)]
+    mixed = []
+    for turn in range(1, 41):
+        count = round(turn / 40 * 64)
+        first, second = draw(0, 100 + turn), draw(1, 1100 + turn)
+        order = np.random.default_rng(turn).permutation(64)
+        mixed.append({key: np.concatenate([first[key][count:], second[key][:count]])[order] for key in first})
+    return pure + mixed
+
+
+ALARMS = "SELECT task_id, version, batch_id FROM mask_version WHERE reason LIKE 'late alarm%' ORDER BY batch_id"
+
+
+@pytest.fixture
+def set_back(new_store):
+    """Settings of a store whose last step was a late alarm, and what the worker knew then."""
+    settings = new_store()
+    with worker_of(settings, batches=slow_mixture()) as worker:
+        worker.load()
+        while not ask(settings.state, ALARMS):
+            assert worker.step()
+        return settings, worker.engine.learner
+
+
+def test_a_late_alarm_takes_mask_and_batches_back_in_one_transaction(set_back):
+    settings, learner = set_back
+    ((task, version, batch),) = ask(settings.state, ALARMS)
+    bits = dict(ask(settings.state, f"SELECT version, bits FROM mask_version WHERE task_id = {task}"))
+    assert bits[version] in [bits[earlier] for earlier in bits if earlier < version]
+    assert ask(settings.state, f"SELECT version FROM task WHERE id = {task}") == [(version,)]
+    taken_back = ask(settings.state, "SELECT id, provisional, reason FROM batch WHERE reason LIKE 'late alarm%'")
+    assert len(taken_back) > 1
+    assert taken_back[-1][0] == batch
+    (provisional,) = {number for _, number, _ in taken_back}
+    members = [m.batch.batch_id for m in learner.provisionals[provisional].members]
+    assert members == [number for number, _, _ in taken_back]
+    kinds = {(kind, owner) for kind, owner in ask(settings.state, _newest_decisions(members))}
+    assert kinds == {("unsure", None)}
+
+
+def _newest_decisions(members):
+    ids = ", ".join(map(str, members))
+    newest = f"SELECT max(id) FROM decision WHERE batch_id IN ({ids}) GROUP BY batch_id"
+    return f"SELECT kind, task_id FROM decision WHERE id IN ({newest})"
+
+
+def test_a_restart_after_a_late_alarm_goes_on_with_the_same_bits(set_back):
+    settings, learner = set_back
+    with worker_of(settings) as again:
+        again.load()
+        rebuilt = again.engine.learner
+        for number, provisional in learner.provisionals.items():
+            assert np.array_equal(rebuilt.provisionals[number].packed, provisional.packed)
+            assert np.array_equal(rebuilt.provisionals[number].wins, provisional.wins)
+        for number, task in learner.tasks.items():
+            assert np.array_equal(rebuilt.tasks[number].packed, task.packed)
+            assert rebuilt.tasks[number].reference == task.reference
+
+
+def test_the_spool_keeps_what_may_be_taken_back_and_a_restart_leaves_nothing_behind(new_store):
+    settings = new_store()
+    with worker_of(settings, batches=slow_mixture()) as worker:
+        worker.load()
+        for _ in range(24):  # into the middle of a window that will be taken back
+            worker.step()
+            open_batches = ask(settings.state, "SELECT sha256 FROM batch WHERE state IN ('staged', 'unsure')")
+            spooled = {path.name for path in (settings.state / "spool").iterdir()}
+            assert spooled == {sha256 for (sha256,) in open_batches} | worker.engine.learner.guarded()
+        assert worker.engine.learner.guarded()
+    with worker_of(settings) as again:
+        again.load()
+        open_batches = ask(settings.state, "SELECT sha256 FROM batch WHERE state IN ('staged', 'unsure')")
+        spooled = {path.name for path in (settings.state / "spool").iterdir()}
+        assert spooled == {sha256 for (sha256,) in open_batches}
+
+
+def test_lives_that_end_anywhere_leave_every_batch_of_a_slow_mixture_decided_or_waiting(new_store):
+    settings = new_store()
+    assert killed_lives(settings, slow_mixture(), (7, 3, 12)) > 5
+    assert set(states(settings)) <= {"committed", "unsure"}
+
+
+def test_a_cap_on_new_tasks_makes_the_second_one_wait(new_store):
+    capped = RecognitionSettings(max_new_per_hour=1)
+    settings = new_store().model_copy(update={"recognition": capped})
+    with worker_of(settings, batches=[draw(task, turn) for task in (0, 1) for turn in range(4)]) as worker:
+        learn_all(worker)
+    assert states(settings) == ["committed"] * 4 + ["unsure"] * 4
+    ((reason,),) = ask(settings.state, "SELECT reason FROM batch ORDER BY id DESC LIMIT 1")
+    assert reason.endswith("it has to wait: 1 tasks were found in the last hour, at most 1 may be")

@@ -22,6 +22,7 @@ class TinyEngine:
         self.weights = np.random.default_rng(0).normal(size=(tasks, INPUTS, CLASSES)) * 3
         self.names = [f"task-{i + 1}" for i in range(tasks)]
         self.labels = list(labels)
+        self.retired = set()
         self.ledger = []
         self.passes = 0
         self.polls_until_settled = 2
@@ -32,7 +33,7 @@ class TinyEngine:
     def ready(self):
         return len(self.weights) > 0
 
-    def predict(self, x, task, per_sample):
+    def predict(self, x, task, per_sample, method=None, objective=None):
         if not self.ready():
             raise NoModelYet
         if x.shape[1:] != (INPUTS,):
@@ -55,8 +56,7 @@ class TinyEngine:
 
     def _route(self, entropy, task, per_sample):
         if task is not None:
-            self._check(task)
-            return np.full(entropy.shape[1], task - 1)
+            return np.full(entropy.shape[1], self._resolve(task) - 1)
         return entropy.argmin(0) if per_sample else np.full(entropy.shape[1], entropy.mean(1).argmin())
 
     def model(self):
@@ -75,14 +75,19 @@ class TinyEngine:
             "network": {"hidden": [300, 100]},
         }
 
-    def tasks(self):
-        return [{"task": i + 1, "name": name, "accuracy": 0.5} for i, name in enumerate(self.names)]
+    def tasks(self, retired=False):
+        shown = [i for i in range(len(self.names)) if retired or i + 1 not in self.retired]
+        return [self._row(i + 1) for i in shown]
 
-    def task(self, task_id):
-        if not 1 <= task_id <= len(self.names):
-            return None
+    def _row(self, task_id):
+        retired = "2026-01-01" if task_id in self.retired else None
+        name = self.names[task_id - 1]
+        return {"task": task_id, "name": name, "accuracy": 0.5, "batches": 7, "retired": retired}
+
+    def task(self, reference):
         return {
-            **self.tasks()[task_id - 1],
+            **self._row(self._resolve(reference)),
+            "merged": [],
             "decisions": [
                 {
                     "batch": 1,
@@ -95,14 +100,39 @@ class TinyEngine:
             ],
         }
 
-    def rename(self, task_id, name):
-        self._check(task_id)
+    def rename(self, reference, name):
+        task_id = self._resolve(reference)
         if name in self.names:
             raise EngineError(f"the name {name} is taken", 409)
         if name == "crash":
             raise ZeroDivisionError("a bug")
         self.names[task_id - 1] = name
-        return self.tasks()[task_id - 1]
+        return self._row(task_id)
+
+    def retire(self, reference):
+        task_id = self._resolve(reference)
+        if task_id in self.retired:
+            raise EngineError(f"task {task_id} is retired", 409)
+        self.retired.add(task_id)
+        return self._row(task_id)
+
+    def reopen(self, reference):
+        self.retired.discard(self._resolve(reference))
+        return self._row(self._resolve(reference))
+
+    def merge(self, reference, other):
+        self.retire(other)
+        return self._row(self._resolve(reference))
+
+    def split(self, reference, batch_id):
+        self._resolve(reference)
+        self.names.append(f"from-{batch_id}")
+        return self._row(len(self.names))
+
+    def why(self, batch_id):
+        if batch_id != 1:
+            raise EngineError(f"there is no batch {batch_id}", 404)
+        return {"batch": {"batch": 1}, "decisions": [], "versions": [], "words": ["batch 1: \x1b[2J", "1. known"]}
 
     def batches(self, state, limit):
         return [row for row in self.ledger if state in (None, row["state"])][:limit]
@@ -118,9 +148,12 @@ class TinyEngine:
         self.passes += 1
         return {"pass": self.passes}
 
-    def _check(self, task_id):
-        if not 1 <= task_id <= len(self.names):
-            raise TaskUnknown(task_id)
+    def _resolve(self, reference):
+        known = {str(i + 1): i + 1 for i in range(len(self.names))} | {n: i + 1 for i, n in enumerate(self.names)}
+        task_id = known.get(str(reference).removeprefix("id:"))
+        if task_id is None:
+            raise TaskUnknown(str(reference).removeprefix("id:"))
+        return task_id
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Task inference: which mask explains the inputs, from the outputs alone.
 
-exact     runs the samples under every mask, from the packed bits, and takes the one with the best evidence.
-one-shot  runs them once under the superposition of all masks and takes the steepest descent of the output entropy
+exact     runs the samples under every mask, from the packed bits, and takes the one with the best evidence;
+          many rows are shared out by successive halving (`halving`).
+one-shot  runs them once under the superposition of all masks and takes the steepest descent of the objective
           (Supermasks in Superposition, section 3.3, equation 4).
+binary    does that ⌈log2 k⌉ times and drops the less promising half each time (section 3.3, Binary).
 
 Evidence is read per mask against that mask's own reference (mean and standard deviation on samples held out from its
 training): masks differ in how sure they are, and raw values would favour the easiest task.
@@ -12,33 +14,78 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from supsupd.learning.kernels import TableKernel
+from supsupd.choices import Objective
+from supsupd.learning.kernels import TableKernel, bank_times_vector
 from supsupd.learning.network import Network
 
-EvidenceName = Literal["entropy", "energy", "max-logit"]
-Method = Literal["exact", "one-shot"]
-
 TABLE_ROWS = 8  # up to this many samples the look-up tables beat unpacking each mask (measured on LeNet 300-100)
+CHUNK_VALUES = 1 << 22
+"""Logits held at once while many masks are scored: 16 MiB."""
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of softmax(logits) over the last axis."""
+class ObjectiveUnavailable(ValueError):
+    """An objective that this network, or this way of inference, does not have; the text says why."""
+
+
+class MethodUnavailable(ObjectiveUnavailable):
+    """Method recover finds masks that a reservoir holds, and there is none."""
+
+
+class NoSuperfluousNeurons(ObjectiveUnavailable):
+    """Objective g looks at outputs that stand for no class, and there are none."""
+
+
+def entropy(logits: Tensor, classes: int = 0) -> Tensor:
+    """Objective H: entropy in nats of softmax(logits) over the last axis."""
     log_probabilities = torch.log_softmax(logits, dim=-1)
     return -(log_probabilities.exp() * log_probabilities).sum(dim=-1)
 
 
-EVIDENCE: dict[str, Callable[[Tensor], Tensor]] = {
+def superfluous_mass(logits: Tensor, classes: int) -> Tensor:
+    """What objective G pushes down: log-sum-exp of the outputs beyond the first `classes`.
+
+    G itself is the log-sum-exp of all logits with the gradient blocked on the classes; its descent goes through the
+    superfluous outputs alone, so as a value it is theirs that tells masks apart.
+    """
+    return torch.logsumexp(logits[..., classes:], dim=-1)
+
+
+EVIDENCE: dict[Objective, Callable[[Tensor, int], Tensor]] = {
     # All read "lower is more at home".
     "entropy": entropy,
-    "energy": lambda logits: -torch.logsumexp(logits, dim=-1),
-    "max-logit": lambda logits: -logits.amax(dim=-1),
+    "g": superfluous_mass,
+    "energy": lambda logits, _: -torch.logsumexp(logits, dim=-1),
+    "max-logit": lambda logits, _: -logits.amax(dim=-1),
 }
+
+
+def evidence_of(logits: Tensor, classes: int) -> dict[str, Tensor]:
+    """All evidence that there is for logits (..., outputs), by name; g only where neurons are superfluous."""
+    return {name: EVIDENCE[name](logits, classes) for name in _there(classes, logits.shape[-1])}
+
+
+def _there(classes: int, outputs: int) -> list[Objective]:
+    return [name for name in EVIDENCE if name != "g" or classes < outputs]
+
+
+def slope_objective(objective: Objective, logits: Tensor, classes: int) -> Tensor:
+    """What one-shot and binary descend, a scalar: the mean over the rows of H, of G, or of an evidence.
+
+    Raises NoSuperfluousNeurons.
+    """
+    if objective == "g":
+        if classes >= logits.shape[-1]:
+            raise NoSuperfluousNeurons(f"objective g needs more outputs than classes, both are {classes}")
+        real = torch.arange(logits.shape[-1], device=logits.device) < classes
+        return torch.logsumexp(torch.where(real, logits.detach(), logits), dim=-1).mean()
+    if objective not in EVIDENCE:
+        raise ObjectiveUnavailable(f"objective {objective} has no gradient to descend; it needs method exact")
+    return EVIDENCE[objective](logits, classes).mean()
 
 
 @dataclass(frozen=True)
@@ -57,7 +104,7 @@ class MaskScores:
 
 
 def reference_logits(network: Network, packed: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Logits (n, outputs) in float64 by plain NumPy on unpacked bits: slow and obvious, to test the fast ways."""
+    """Logits (n, outputs) of an mlp in float64 by plain NumPy on unpacked bits: slow and obvious, to test the fast."""
     values = x.astype(np.float64)
     for index, (shape, weight) in enumerate(zip(network.architecture.layers, network.weights, strict=True)):
         rows = packed[shape.offset : shape.offset + shape.nbytes].reshape(shape.rows, shape.row_bytes)
@@ -78,14 +125,18 @@ class Scorer:
 
     def __init__(self, network: Network, threads: int) -> None:
         self.network = network
-        layers = [(s.rows, s.columns, s.offset, s.constant) for s in network.architecture.layers]
-        on_cpu = network.device.type == "cpu"
-        self._kernel = TableKernel(layers, network.packed_signs, threads) if on_cpu else None
+        architecture = network.architecture
+        layers = [(s.rows, s.columns, s.offset, s.constant) for s in architecture.layers]
+        tables = network.device.type == "cpu" and architecture.kind == "mlp" and network.signed
+        self._kernel = TableKernel(layers, network.packed_signs, threads) if tables else None
 
     def warm_up(self) -> None:
         """Compiles the kernels, so that no query pays for it."""
-        x = np.zeros((1, self.network.architecture.inputs), dtype=np.float32)
-        list(self.iter_logits(x, self.network.packed_signs[None]))
+        architecture = self.network.architecture
+        x = np.zeros((1, architecture.inputs), dtype=np.float32)
+        bank = np.zeros((1, architecture.mask_bytes), dtype=np.uint8)
+        list(self.iter_logits(x, bank))
+        bank_times_vector(bank, np.zeros(8 * architecture.bit_bytes, np.float32))
 
     def iter_logits(self, x: np.ndarray, bank: np.ndarray) -> Iterator[Tensor]:
         """Logits (n, outputs) mask by mask of x, float32 (n, inputs); bank uint8 (k, mask_bytes)."""
@@ -96,47 +147,135 @@ class Scorer:
         for packed in bank:
             yield self.network.forward(samples, packed)
 
+    def _iter_chunks(self, x: np.ndarray, bank: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+        """Logits (m, n, outputs) of so many masks at a time that memory stays bounded."""
+        count = max(1, CHUNK_VALUES // max(1, len(x) * self.network.architecture.outputs))
+        for start in range(0, len(bank), count):
+            part = slice(start, min(start + count, len(bank)))
+            yield part, torch.stack(list(self.iter_logits(x, bank[part])))
+
     @torch.no_grad()
     def score(self, x: np.ndarray, bank: np.ndarray, classes: int, labels: np.ndarray | None = None) -> MaskScores:
         """Scores x, float32 (n, inputs), under bank, uint8 (k, mask_bytes); labels are class indices (n,) or None."""
         shape = (len(bank), len(x))
+        names = _there(classes, self.network.architecture.outputs)
         scores = MaskScores(
-            {name: np.empty(shape, np.float32) for name in EVIDENCE},
+            {name: np.empty(shape, np.float32) for name in names},
             np.empty(shape, np.int64),
             np.empty(shape if labels is not None else (len(bank), 0), np.float32),
         )
-        for index, logits in enumerate(self.iter_logits(x, bank)):
-            for name, evidence in EVIDENCE.items():
-                scores.evidence[name][index] = evidence(logits).cpu().numpy()
-            scores.predicted[index] = logits[:, :classes].argmax(dim=-1).cpu().numpy()
+        for part, logits in self._iter_chunks(x, bank):
+            for name, values in evidence_of(logits, classes).items():
+                scores.evidence[name][part] = values.cpu().numpy()
+            scores.predicted[part] = logits[..., :classes].argmax(dim=-1).cpu().numpy()
             if labels is not None:
                 probabilities = torch.softmax(logits, dim=-1).cpu().numpy()
-                scores.label_probability[index] = probabilities[np.arange(len(x)), labels]
+                scores.label_probability[part] = probabilities[:, np.arange(len(x)), labels]
         return scores
 
-
-def one_shot(network: Network, bank: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """-∂H/∂α_i at α_i = 1/k of the mean output entropy H, float64 (k,): the largest names the task (equation 4)."""
-    samples = torch.from_numpy(x).to(network.device)
-    alphas = torch.full((len(bank),), 1.0 / len(bank), device=network.device)
-    weights = [torch.zeros_like(weight) for weight in network.weights]
-    for alpha, packed in zip(alphas, bank, strict=True):
-        for total, layer in zip(weights, network.masked_weights(packed), strict=True):
-            total.add_(layer, alpha=float(alpha))
-    superposed = [w.requires_grad_() for w in weights]
-    gradients = torch.autograd.grad(entropy(network.run(samples, superposed)).mean(), superposed)
-    # The superposed weight is Σ α_i (W ⊙ M_i), so ∂H/∂α_i is the gradient's inner product with W ⊙ M_i.
-    slopes = np.empty(len(bank))
-    for index, packed in enumerate(bank):
-        masked = network.masked_weights(packed)
-        slopes[index] = sum(float((gradient * m).sum()) for gradient, m in zip(gradients, masked, strict=True))
-    return -slopes
+    @torch.no_grad()
+    def evidence(self, objective: Objective, x: np.ndarray, bank: np.ndarray, classes: int) -> np.ndarray:
+        """One kind of evidence alone, float32 (k, n)."""
+        parts = [EVIDENCE[objective](logits, classes).cpu().numpy() for _, logits in self._iter_chunks(x, bank)]
+        return np.concatenate(parts)
 
 
-def reference_one_shot(network: Network, bank: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """The same gradient by differentiating the superposition in α itself, all masks dense: for tests."""
-    alphas = torch.full((len(bank),), 1.0 / len(bank), requires_grad=True)
-    stacks = [torch.stack(layer) for layer in zip(*map(network.masked_weights, bank), strict=True)]
+def halving(evidence: Callable[[slice, np.ndarray], np.ndarray], masks: int, rows: int, first: int) -> int:
+    """The mask with the least mean evidence over `rows` rows, most masks having seen only a few of them.
+
+    Successive halving (Karnin, Koren and Somekh 2013): all masks see the `first` rows, the better half of them twice
+    as many, and so on, until one is left or all rows were seen. `evidence(part, places)` gives (places, rows of part).
+    """
+    places = np.arange(masks)
+    totals = np.zeros(masks)
+    seen = 0
+    while True:
+        stop = min(rows, first if seen == 0 else 2 * seen)
+        totals += evidence(slice(seen, stop), places).sum(axis=1, dtype=np.float64)
+        seen = stop
+        if seen == rows or len(places) == 1:
+            return int(places[totals.argmin()])
+        kept = np.sort(totals.argsort(kind="stable")[: (len(places) + 1) // 2])
+        places, totals = places[kept], totals[kept]
+
+
+Superposition = tuple[list[Tensor], list[Tensor]]
+"""Weights (rows, columns) of each layer, and statistics, of several masks at once."""
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """How one-shot and binary look at rows: under the superposition of all masks with weights α.
+
+    Args:
+        network: the fixed network.
+        bank: uint8 (k, mask_bytes).
+        objective: what is descended.
+        classes: outputs that stand for a class.
+        everything: `superposed` of all masks, where it is at hand: it does not depend on the rows.
+    """
+
+    network: Network
+    bank: np.ndarray
+    objective: Objective
+    classes: int
+    everything: Superposition | None = None
+
+    def superposed(self, places: np.ndarray) -> Superposition:
+        """The masks at `places` (m,), each with α = 1/m."""
+        if self.everything is not None and len(places) == len(self.bank):
+            return self.everything
+        network = self.network
+        counts = [torch.zeros_like(weight) for weight in network.weights]
+        for place in places:
+            for count, mask in zip(counts, network.unpack(self.bank[place]), strict=True):
+                count.add_(mask)
+        weights = [w * (count / len(places)) for w, count in zip(network.weights, counts, strict=True)]
+        each = [network.statistics(self.bank[place]) for place in places]
+        return weights, [torch.stack(vectors).mean(dim=0) for vectors in zip(*each, strict=True)]
+
+    def descent(self, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """-∂/∂α of the objective at α = 1/m for each mask at `places`, float32 (m,): the largest names the task.
+
+        The superposed weight is Σ α_i (W ⊙ M_i), so the slope of α_i is the inner product of W ⊙ gradient with M_i's
+        bits: one pass over the packed bank. Raises NoSuperfluousNeurons.
+        """
+        network = self.network
+        superposed, statistics = self.superposed(places)
+        weights = [w.detach().requires_grad_() for w in superposed]
+        logits = network.run(torch.from_numpy(x).to(network.device), weights, statistics)
+        gradients = torch.autograd.grad(slope_objective(self.objective, logits, self.classes), weights)
+        products = [(g * w).cpu().numpy() for g, w in zip(gradients, network.weights, strict=True)]
+        bank = self.bank if len(places) == len(self.bank) else self.bank[places]
+        return -bank_times_vector(bank, self._by_bits(products))
+
+    def _by_bits(self, values: list[np.ndarray]) -> np.ndarray:
+        """Layers (rows, columns) as one vector in the order of the packed bits, 0 where a row is filled up."""
+        shapes = self.network.architecture.layers
+        pairs = zip(values, shapes, strict=True)
+        filled = [np.pad(v, ((0, 0), (0, 8 * s.row_bytes - s.columns))).reshape(-1) for v, s in pairs]
+        return np.concatenate(filled).astype(np.float32)
+
+    def one_shot(self, x: np.ndarray) -> int:
+        """The mask that one gradient step names for rows x, float32 (n, inputs) (equation 4)."""
+        return int(self.descent(x, np.arange(len(self.bank))).argmax())
+
+    def binary(self, x: np.ndarray) -> int:
+        """⌈log2 k⌉ rounds, each of which keeps the half with the larger slopes (ties: the older masks)."""
+        places = np.arange(len(self.bank))
+        while len(places) > 1:
+            slopes = self.descent(x, places)
+            places = np.sort(places[np.argsort(-slopes, kind="stable")[: (len(places) + 1) // 2]])
+        return int(places[0])
+
+
+def reference_slopes(slopes: Slopes, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The same descent by differentiating the superposition in α itself, all masks dense, float64 (m,): for tests."""
+    network = slopes.network
+    alphas = torch.full((len(places),), 1.0 / len(places), requires_grad=True)
+    stacks = [torch.stack(w) for w in zip(*(network.masked_weights(slopes.bank[p]) for p in places), strict=True)]
     superposed = [torch.einsum("k,koi->oi", alphas, stack) for stack in stacks]
-    objective = entropy(network.run(torch.from_numpy(x), superposed)).mean()
-    return -torch.autograd.grad(objective, alphas)[0].double().numpy()
+    each = [network.statistics(slopes.bank[p]) for p in places]
+    statistics = [torch.stack(vectors).mean(dim=0) for vectors in zip(*each, strict=True)]
+    logits = network.run(torch.from_numpy(x), superposed, statistics)
+    return -torch.autograd.grad(slope_objective(slopes.objective, logits, slopes.classes), alphas)[0].double().numpy()

@@ -83,6 +83,34 @@ def _score_masks(
                 _fill_tables(hidden, table)
 
 
+@_compiled
+def _products(bank: np.ndarray, vector: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = sum of `vector` over the set bits of bank[i]; partial sums in float64, byte by byte."""
+    tables = np.empty((vector.shape[0] // 4, 16), dtype=np.float32)
+    for group in range(tables.shape[0]):
+        tables[group, 0] = 0.0
+        for bit in range(4):
+            step = 1 << bit
+            for subset in range(step):
+                tables[group, step + subset] = tables[group, subset] + vector[4 * group + bit]
+    for index in range(bank.shape[0]):
+        mask = bank[index]
+        total = 0.0
+        for byte in range(vector.shape[0] // 8):
+            total += tables[2 * byte, mask[byte] & 15] + tables[2 * byte + 1, mask[byte] >> 4]
+        out[index] = total
+
+
+def bank_times_vector(bank: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """For each mask the sum of `vector`, float32 (8 b,), over the set bits of its first b bytes, float32 (k,).
+
+    Half a byte indexes a table of the 16 subset sums of its values: a table for all masks that fits the cache.
+    """
+    out = np.empty(len(bank), dtype=np.float32)
+    _products(bank, vector, out)
+    return out
+
+
 class TableKernel:
     """Exact scoring of few samples under many masks on the CPU.
 

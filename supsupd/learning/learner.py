@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +20,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from supsupd.config import LearningSettings
+from supsupd.learning.foreign import foreign_copies
 from supsupd.learning.network import Network
-from supsupd.learning.supermask import initial_scores, masked_forward, scores_from_mask, select
+from supsupd.learning.supermask import (
+    effective_weights,
+    erdos_renyi_densities,
+    initial_scores,
+    scores_from_mask,
+    select,
+)
+from supsupd.learning.transforms import Transforms
 
 STEP_KEY = "steps"
+GROUPS = ("scores", "average", "first_moments", "second_moments", "statistics")
+STATISTICS_SHARE = 0.1
+"""Least weight of a batch in a task's normalisation statistics: they follow the mask."""
 RMSPROP_DECAY = 0.99
 ADAM_DECAYS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -70,6 +82,7 @@ class TrainingState:
         average: their running (Polyak) average, from which the mask is taken.
         moments: first moments (Adam only, else empty) and second moments of the gradient.
         steps: steps taken so far.
+        statistics: normalisation statistics of the averaged mask, a vector each; [] unless norm is "task".
     """
 
     scores: list[Tensor]
@@ -77,10 +90,11 @@ class TrainingState:
     first_moments: list[Tensor]
     second_moments: list[Tensor]
     steps: int
+    statistics: list[Tensor] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         tensors = {STEP_KEY: torch.tensor(self.steps)}
-        for name in ("scores", "average", "first_moments", "second_moments"):
+        for name in GROUPS:
             tensors |= {f"{name}.{i}": t.cpu().contiguous() for i, t in enumerate(getattr(self, name))}
         return save_tensors(tensors)
 
@@ -94,7 +108,7 @@ class TrainingState:
             count = sum(key.startswith(f"{name}.") for key in tensors)
             return [tensors[f"{name}.{i}"].to(device) for i in range(count)]
 
-        return cls(group("scores"), group("average"), group("first_moments"), group("second_moments"), steps)
+        return cls(**{name: group(name) for name in GROUPS}, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -136,38 +150,52 @@ class Learner:
     Args:
         network: the fixed network.
         settings: rule, optimiser and bounds of a batch's training.
+        transforms: whose flips and crops vary the rows of images.
     """
 
-    def __init__(self, network: Network, settings: LearningSettings) -> None:
+    def __init__(self, network: Network, settings: LearningSettings, transforms: Transforms | None = None) -> None:
         self.network = network
         self.settings = settings
+        self.transforms = transforms or Transforms()
+        shapes = [layer.shape for layer in network.architecture.layers]
+        self._densities = [settings.density] * len(shapes)
+        if settings.density_budget == "erdos-renyi":
+            self._densities = erdos_renyi_densities(shapes, settings.density)
 
     def fresh(self, *key: object) -> TrainingState:
-        """Random scores for a new task; `key` makes them repeat."""
+        """Random scores for a new task; `key` makes them repeat.
+
+        Over pretrained weights all scores start positive: the network is whole at first (Piggyback).
+        """
         generator = torch.Generator().manual_seed(derive_seed(self.settings.seed, "scores", *key))
         shapes = self.network.architecture.layers
-        return self._start([initial_scores((s.rows, s.columns), generator) for s in shapes], steps=0)
+        scores = [initial_scores((s.rows, s.columns), generator) for s in shapes]
+        if self.network.pretrained is not None:
+            scores = [s.abs() for s in scores]
+        lengths = self.network.architecture.body.statistics
+        return self._start(scores, [torch.zeros(length) for length in lengths])
 
     def from_mask(self, packed: np.ndarray) -> TrainingState:
-        """A state that goes on from a task's bits alone."""
+        """Where training of a task goes on whose scores were not kept."""
         rule = self.settings.rule
         layers = zip(self.network.unpack(packed), self.network.architecture.layers, strict=True)
         # Half of the initial spread: sure enough to keep the bits, near enough to change them.
         scores = [scores_from_mask(mask, 0.5 / math.sqrt(s.columns), rule) for mask, s in layers]
-        return self._start(scores, steps=0)
+        return self._start(scores, self.network.statistics(packed))
 
-    def _start(self, scores: list[Tensor], steps: int) -> TrainingState:
+    def _start(self, scores: list[Tensor], statistics: list[Tensor]) -> TrainingState:
         scores = [s.to(self.network.device) for s in scores]
         zeros = [torch.zeros_like(s) for s in scores]
         first = [torch.zeros_like(s) for s in scores] if self.settings.optimiser == "adam" else []
-        return TrainingState(scores, [s.clone() for s in scores], first, zeros, steps)
+        statistics = [s.to(self.network.device) for s in statistics]
+        return TrainingState(scores, [s.clone() for s in scores], first, zeros, 0, statistics)
 
     def mask(self, state: TrainingState) -> list[Tensor]:
         """The bits of a state, bool (rows, columns) per layer."""
-        return [select(s, self.settings.rule, self.settings.density) for s in state.average]
+        return [select(s, self.settings.rule, d) for s, d in zip(state.average, self._densities, strict=True)]
 
     def packed(self, state: TrainingState) -> np.ndarray:
-        return self.network.pack(self.mask(state))
+        return self.network.pack(self.mask(state), state.statistics)
 
     def learn(self, state: TrainingState, batch: Samples, seed: int, seen: Mapping[int, int]) -> MaskUpdate:
         """Trains on a part of the batch and measures the mask before and after on the rest.
@@ -175,17 +203,16 @@ class Learner:
         `seen` counts the task's rows so far per class index. The caller keeps the old mask unless the update is
         `taken`.
         """
-        training_rows, held_out_rows = self._split(len(batch), seed)
+        training_rows, held_out_rows = self.split_rows(len(batch), seed)
         training, held_out = batch.take(training_rows), batch.take(held_out_rows)
         trained = self.train(state, training, seed, seen)
         offsets = self._offsets(batch.y, seen)
-        before, after = self._losses(state, held_out, offsets), self._losses(trained, held_out, offsets)
+        before, after = self.losses(state, held_out, offsets), self.losses(trained, held_out, offsets)
         masks = self.mask(trained)
-        kept = sum(int(m.sum()) for m in masks)
         return MaskUpdate(
-            packed=self.network.pack(masks),
+            packed=self.network.pack(masks, trained.statistics),
             state=trained,
-            density=kept / self.network.architecture.weights,
+            density=self.network.density(masks),
             held_out=held_out_rows,
             loss_before=float(before.mean()),
             loss_after=float(after.mean()),
@@ -208,12 +235,39 @@ class Learner:
         working = self._resumed(state)
         offsets = self._offsets(samples.y, seen or {})
         drawn = np.empty(0, dtype=np.int64)
-        for _ in range(count):
+        for step in range(count):
             if len(drawn) < size:
                 drawn = order.permutation(len(samples))
             rows, drawn = drawn[:size], drawn[size:]
-            working = self._step(working, samples.take(rows), offsets)
-        return working
+            varied = self._varied(samples.take(rows), order)
+            working = self._step(working, varied, offsets, self._lr(step / count))
+        return self._with_statistics(working, samples, count)
+
+    def _varied(self, samples: Samples, order: np.random.Generator) -> Samples:
+        """Flipped and shifted as the transforms say, with foreign copies behind if the settings want them."""
+        shape = self.network.architecture.input_shape
+        if self.transforms.augments:
+            samples = Samples(self.transforms.augmented(samples.x, shape, order), samples.y)
+        if self.settings.foreign == "none":
+            return samples
+        outputs = self.network.architecture.outputs
+        x, y = foreign_copies(self.settings.foreign, samples.x, samples.y, (shape, outputs), order)
+        return samples.joined(Samples(x, y))
+
+    @torch.no_grad()
+    def _with_statistics(self, state: TrainingState, samples: Samples, count: int) -> TrainingState:
+        """The task's normalisation statistics, brought to its mask as it is now by one pass over the samples."""
+        if not state.statistics:
+            return state
+        weights = self._effective(state)
+        observed = []
+        for start in range(0, len(samples), self.settings.minibatch):
+            found = [torch.zeros_like(s) for s in state.statistics]
+            self.network.run(samples.rows(start, start + self.settings.minibatch).x, weights, found, training=True)
+            observed.append(found)
+        means = [torch.stack(found).mean(dim=0) for found in zip(*observed, strict=True)]
+        share = max(STATISTICS_SHARE, count / state.steps)
+        return replace(state, statistics=[s.lerp(m, share) for s, m in zip(state.statistics, means, strict=True)])
 
     def _resumed(self, state: TrainingState) -> TrainingState:
         """A working copy; a state that another optimiser left gets the moments that it lacks."""
@@ -222,18 +276,25 @@ class Learner:
             return replace(working, first_moments=[torch.zeros_like(s) for s in working.scores])
         return working
 
-    def _step(self, state: TrainingState, samples: Samples, offsets: Tensor) -> TrainingState:
+    def _lr(self, progress: float) -> float:
+        """Step size when the share `progress` of a batch's steps is done (cosine: Loshchilov and Hutter 2017)."""
+        cosine = self.settings.schedule == "cosine"
+        return self.settings.lr * (0.5 * (1.0 + math.cos(math.pi * progress)) if cosine else 1.0)
+
+    def _step(self, state: TrainingState, samples: Samples, offsets: Tensor, lr: float) -> TrainingState:
         """One gradient step in place on the working copy."""
         settings = self.settings
         scores = [s.requires_grad_() for s in state.scores]
-        logits = masked_forward(samples.x, scores, self.network.weights, settings.rule, settings.density)
+        weights = effective_weights(scores, self.network.weights, settings.rule, self._densities)
+        passing = [s.clone() for s in state.statistics]  # the batch's own, under a mask that is not kept
+        logits = self.network.run(samples.x, weights, passing, training=True)
         loss = functional.cross_entropy(logits + offsets, samples.y, label_smoothing=settings.label_smoothing)
         gradients = torch.autograd.grad(loss, scores)
         steps = state.steps + 1
         decay = min(settings.averaging, (1 + steps) / (10 + steps))  # a short memory while young
         with torch.no_grad():
             for layer, gradient in enumerate(gradients):
-                scores[layer].add_(self._direction(state, layer, gradient, steps), alpha=-settings.lr)
+                scores[layer].add_(self._direction(state, layer, gradient, steps), alpha=-lr)
                 state.average[layer].lerp_(scores[layer], 1.0 - decay)
         return replace(state, scores=[s.detach() for s in scores], steps=steps)
 
@@ -247,7 +308,12 @@ class Learner:
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         return (first / (1 - beta1**steps)) / ((second / (1 - beta2**steps)).sqrt() + EPSILON)
 
-    def _split(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def split(self, samples: Samples, seed: int) -> tuple[Samples, Samples]:
+        """A part to train on and a part to hold out."""
+        training, held_out = self.split_rows(len(samples), seed)
+        return samples.take(training), samples.take(held_out)
+
+    def split_rows(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers to train on and to hold out; at least one of each unless there is a single row."""
         order = np.random.Generator(np.random.Philox(derive_seed(seed, "held-out"))).permutation(count)
         held = min(max(1, round(self.settings.held_out * count)), count - 1)
@@ -272,12 +338,15 @@ class Learner:
         return offsets
 
     @torch.no_grad()
-    def _losses(self, state: TrainingState, samples: Samples, offsets: Tensor) -> Tensor:
-        """Training loss in nats of each row, (n,)."""
-        weights = [torch.where(m, w, 0.0) for m, w in zip(self.mask(state), self.network.weights, strict=True)]
-        logits = self.network.run(samples.x, weights) + offsets
+    def losses(self, state: TrainingState, samples: Samples, offsets: Tensor | None = None) -> Tensor:
+        """Training loss in nats of each row, (n,); `offsets` (outputs,) are added to the logits."""
+        logits = self.network.run(samples.x, self._effective(state), state.statistics)
+        logits = logits if offsets is None else logits + offsets
         smoothing = self.settings.label_smoothing
         return functional.cross_entropy(logits, samples.y, label_smoothing=smoothing, reduction="none")
+
+    def _effective(self, state: TrainingState) -> list[Tensor]:
+        return [torch.where(m, w, 0.0) for m, w in zip(self.mask(state), self.network.weights, strict=True)]
 
 
 def _coverage(labels: Tensor, seen: Mapping[int, int]) -> float:
@@ -288,13 +357,5 @@ def _coverage(labels: Tensor, seen: Mapping[int, int]) -> float:
 
 
 def _copy(state: TrainingState) -> TrainingState:
-    def clones(tensors: list[Tensor]) -> list[Tensor]:
-        return [t.clone() for t in tensors]
-
-    return TrainingState(
-        clones(state.scores),
-        clones(state.average),
-        clones(state.first_moments),
-        clones(state.second_moments),
-        state.steps,
-    )
+    clones: dict[str, Any] = {name: [t.clone() for t in getattr(state, name)] for name in GROUPS}
+    return replace(state, **clones)

@@ -3,13 +3,15 @@
 Each weight is ±c with c the Kaiming standard deviation of its layer, sqrt(2 / fan_in), and the bias is 0
 ("signed Kaiming constant", Supermasks in Superposition, section 3.1). A weight is therefore one sign bit, and the
 sign bits are the raw words of NumPy's Philox generator, whose stream is frozen: the same seed gives the same
-network on every device, library version and year.
+network on every device, library version and year. Weights may also come from a pretrained file (Piggyback).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from supsupd.learning.bodies import Body, BodyShape, Tensors, TensorSpec, make_body
+from supsupd.learning.modules import Norm
+from supsupd.learning.pretrained import Pretrained
+
+DEFAULT_HIDDEN: dict[str, tuple[int, ...]] = {"mlp": (300, 100), "units": (2048, 2048)}
+CONV_HIDDEN = (256, 256)
+FLOAT_BYTES = 4
+FEATURES = 1024
+"""Their covariance has so many rows and columns: 4 MiB in float32."""
+
 
 class NetworkMismatch(Exception):
     """The network that the seed gives is not the one that the stored masks were trained on."""
@@ -25,14 +37,16 @@ class NetworkMismatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """One masked layer: weights (rows, columns), its mask's place in the packed bytes.
+    """One masked tensor: its bits as (rows, columns), and their place in the packed bytes.
 
-    Every row of a mask starts at a byte of its own; the bits that fill a row's last byte are zero.
+    A row is what one output unit or channel reads: columns is the fan-in. Every row of a mask starts at a byte of its
+    own; the bits that fill a row's last byte are zero.
     """
 
     rows: int
     columns: int
     offset: int
+    shape: tuple[int, ...] = ()
 
     @property
     def row_bytes(self) -> int:
@@ -49,24 +63,39 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What rebuilds the network beside its seed.
+    """What rebuilds the network beside its seed. Raises UnsupportedNetwork when there is none like it.
 
     Args:
-        input_shape: shape of one sample, (d,) or (H, W[, C]); it is flattened for an mlp.
-        hidden: widths of the hidden layers, e.g. (300, 100).
+        input_shape: shape of one sample, (d,), (H, W) or (H, W, C); rows come flattened.
+        hidden: widths of the hidden linear layers, e.g. (300, 100).
         outputs: width of the last layer; those beyond the classes are the superfluous neurons.
+        kind: mlp, units, conv, conv2, conv4, conv6, resnet18-gem, or a torchvision classification model.
+        width: factor on the channels of the conv networks and of resnet18-gem.
+        norm: the normalisation between convolutions (`modules`).
+        channels: of the convolutions of a conv network, 0 for a pooling; (): its kind's own.
     """
 
     input_shape: tuple[int, ...]
     hidden: tuple[int, ...]
     outputs: int
     kind: str = "mlp"
+    width: float = 1.0
+    norm: Norm = "none"
+    channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind != "mlp":
-            raise ValueError(f"unknown network kind {self.kind!r}, expected 'mlp'")
         if min((*self.input_shape, *self.hidden, self.outputs), default=0) < 1:
             raise ValueError(f"every width must be at least 1, got {self.widths}")
+        _ = self.body
+
+    @classmethod
+    def of_kind(cls, kind: str, input_shape: tuple[int, ...], outputs: int, **changes: Any) -> Architecture:
+        """With the kind's own defaults where `changes` (hidden, width, norm) are absent or None."""
+        hidden = DEFAULT_HIDDEN.get(kind, CONV_HIDDEN if kind.startswith("conv") else ())
+        norm = "none" if kind == "mlp" else "group"
+        fields: dict[str, Any] = {"hidden": hidden, "norm": norm}
+        fields |= {name: value for name, value in changes.items() if value is not None}
+        return cls(input_shape=input_shape, outputs=outputs, kind=kind, **fields)
 
     @property
     def inputs(self) -> int:
@@ -74,23 +103,49 @@ class Architecture:
 
     @property
     def widths(self) -> tuple[int, ...]:
+        """Of the linear layers of an mlp; of other kinds only the ends mean anything."""
         return (self.inputs, *self.hidden, self.outputs)
 
     @cached_property
+    def body(self) -> Body:
+        """How it computes. Shared by all threads."""
+        fields = (self.kind, self.input_shape, self.hidden, self.outputs, self.channels, self.width, self.norm)
+        return make_body(BodyShape(*fields))
+
+    @cached_property
     def layers(self) -> tuple[LayerShape, ...]:
+        """The masked tensors in the order of use."""
         shapes: list[LayerShape] = []
         offset = 0
-        for columns, rows in zip(self.widths, self.widths[1:], strict=False):
-            shapes.append(LayerShape(rows, columns, offset))
+        for spec in self.body.masked:
+            rows, columns = _matrix(spec.shape)
+            shapes.append(LayerShape(rows, columns, offset, spec.shape))
             offset += shapes[-1].nbytes
         return tuple(shapes)
 
     @property
-    def mask_bytes(self) -> int:
+    def row_alone(self) -> bool:
+        """Whether a single row has an answer: units normalised over the rows at hand are all 0 for one."""
+        return not (self.kind == "units" and self.norm == "batch")
+
+    @property
+    def bit_bytes(self) -> int:
+        """Bytes of a packed mask's bits."""
         return sum(layer.nbytes for layer in self.layers)
 
     @property
+    def statistic_bytes(self) -> int:
+        """Bytes of the normalisation statistics that each task keeps (float32); 0 unless norm is "task"."""
+        return FLOAT_BYTES * sum(self.body.statistics)
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of a packed mask as it is kept in memory: bits, then statistics."""
+        return self.bit_bytes + self.statistic_bytes
+
+    @property
     def weights(self) -> int:
+        """How many weights (or units) a mask has a bit for."""
         return sum(layer.rows * layer.columns for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
@@ -99,24 +154,40 @@ class Architecture:
             "input_shape": list(self.input_shape),
             "hidden": list(self.hidden),
             "outputs": self.outputs,
+            "width": self.width,
+            "norm": self.norm,
+            "channels": list(self.channels),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Architecture:
-        return cls(tuple(data["input_shape"]), tuple(data["hidden"]), int(data["outputs"]), str(data["kind"]))
+        """Also of what version 0.1 stored, which had neither width nor norm."""
+        return cls(
+            input_shape=tuple(data["input_shape"]),
+            hidden=tuple(data["hidden"]),
+            outputs=int(data["outputs"]),
+            kind=str(data["kind"]),
+            width=float(data.get("width", 1.0)),
+            norm=data.get("norm", "none"),
+            channels=tuple(data.get("channels", ())),
+        )
 
 
-def layer_signs(seed: int, index: int, shape: LayerShape) -> np.ndarray:
-    """The sign bits of layer `index`, bool (rows, columns); True is +c.
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    return shape[0], math.prod(shape[1:])
 
-    The layer's own Philox stream (counter word 3 = layer index) fills the rows in order, one bit a weight, lowest
-    bit of each little-endian 64-bit word first.
+
+def layer_signs(seed: int, index: int, rows: int, columns: int) -> np.ndarray:
+    """The sign bits of tensor `index`, bool (rows, columns); True is +c.
+
+    The tensor's own Philox stream (counter word 3 = index) fills the rows in order, one bit a weight, lowest bit of
+    each little-endian 64-bit word first.
     """
-    count = shape.rows * shape.columns
+    count = rows * columns
     stream = np.random.Philox(key=seed, counter=[0, 0, 0, index])
     words = np.asarray(stream.random_raw((count + 63) // 64), dtype="<u8")
     bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=count)
-    return bits.astype(bool).reshape(shape.rows, shape.columns)
+    return bits.astype(bool).reshape(rows, columns)
 
 
 def pack_rows(bits: np.ndarray) -> np.ndarray:
@@ -131,50 +202,104 @@ class Network:
         architecture: the shapes.
         seed: 0 <= seed < 2**64.
         device: where `forward` runs.
+        pretrained: weights to use instead of signs; the tensors that it lacks keep their signs. Raises
+            PretrainedMismatch for tensors of another shape.
     """
 
-    def __init__(self, architecture: Architecture, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        seed: int,
+        device: torch.device | str = "cpu",
+        pretrained: Pretrained | None = None,
+    ) -> None:
         self.architecture = architecture
         self.seed = seed
         self.device = torch.device(device)
-        packed: list[np.ndarray] = []
-        self.weights: tuple[Tensor, ...] = ()
-        for index, shape in enumerate(architecture.layers):
-            signs = layer_signs(seed, index, shape)
-            packed.append(pack_rows(signs).reshape(-1))
-            dense = np.where(signs, np.float32(shape.constant), np.float32(-shape.constant))
-            self.weights += (torch.from_numpy(dense).to(self.device),)
-        self.packed_signs = np.concatenate(packed)
+        self.pretrained = pretrained
+        body = architecture.body
+        if pretrained is not None:
+            pretrained.check((*body.masked, *body.fixed))
+        self._packed: list[np.ndarray] = []
+        masked = [self._values(index, spec) for index, spec in enumerate(body.masked)]
+        self.weights: tuple[Tensor, ...] = tuple(
+            value.view(_matrix(spec.shape)) for spec, value in zip(body.masked, masked, strict=True)
+        )
+        count = len(body.masked) if any(spec.value is None for spec in body.masked) else 0
+        self.fixed: tuple[Tensor, ...] = tuple(
+            self._values(count + index, spec) for index, spec in enumerate(body.fixed)
+        )
+        self.packed_signs = np.concatenate([*self._packed, np.empty(0, np.uint8)])
         self._shifts = torch.arange(8, dtype=torch.uint8, device=self.device)
+
+    def _values(self, index: int, spec: TensorSpec) -> Tensor:
+        """A tensor of its natural shape: from the pretrained file, a constant, or signs."""
+        if self.pretrained is not None and (tensor := self.pretrained.get(spec.name)) is not None:
+            return tensor.to(self.device)
+        if isinstance(spec.value, Tensor):
+            return spec.value.to(self.device)
+        if spec.value is not None:
+            return torch.full(spec.shape, spec.value, device=self.device)
+        rows, columns = _matrix(spec.shape)
+        signs = layer_signs(self.seed, index, rows, columns)
+        self._packed.append(pack_rows(signs).reshape(-1))
+        constant = np.float32(math.sqrt(2.0 / columns))
+        dense = np.where(signs, constant, -constant)
+        return torch.from_numpy(dense).view(spec.shape).to(self.device)
+
+    @property
+    def signed(self) -> bool:
+        """Whether every masked weight is ± its layer's constant, by the bits in `packed_signs`."""
+        return self.pretrained is None and all(spec.value is None for spec in self.architecture.body.masked)
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the shapes and all sign bits: every stored mask depends on exactly this."""
-        digest = hashlib.sha256(repr(self.architecture.widths).encode())
+        """Hash of the shapes, all sign bits and a pretrained file's tensors: every stored mask depends on exactly
+        this."""
+        architecture = self.architecture
+        named = {k: v for k, v in architecture.to_json().items() if k != "input_shape"}
+        text = repr(architecture.widths) if architecture.kind == "mlp" else json.dumps(named, sort_keys=True)
+        digest = hashlib.sha256(text.encode())
         digest.update(self.packed_signs.tobytes())
+        if self.pretrained is not None:
+            digest.update(self.pretrained.sha256.encode())
         return digest.hexdigest()
 
     def verify(self, expected: str) -> None:
-        """Raises NetworkMismatch unless the sign bits are those that the store was made with."""
+        """Raises NetworkMismatch unless the weights are those that the store was made with."""
         if self.sha256 != expected:
+            source = f"seed {self.seed}" + (f" and {self.pretrained.path}" if self.pretrained is not None else "")
             raise NetworkMismatch(
-                f"network: seed {self.seed} gives signs with SHA-256 {self.sha256[:16]}…, the store expects "
+                f"network: {source} gives weights with SHA-256 {self.sha256[:16]}…, the store expects "
                 f"{expected[:16]}…; its masks would be meaningless here"
             )
 
-    def pack(self, masks: list[Tensor]) -> np.ndarray:
-        """One bool tensor (rows, columns) per layer to the packed mask, uint8 (mask_bytes,)."""
-        return np.concatenate([pack_rows(mask.cpu().numpy()).reshape(-1) for mask in masks])
+    def pack(self, masks: list[Tensor], statistics: Sequence[Tensor] = ()) -> np.ndarray:
+        """One bool tensor (rows, columns) per layer, and the task's statistics, to the packed mask,
+        uint8 (mask_bytes,)."""
+        bits = [pack_rows(mask.cpu().numpy()).reshape(-1) for mask in masks]
+        floats = [vector.cpu().numpy().astype("<f4").view(np.uint8) for vector in statistics]
+        return np.concatenate([*bits, *floats])
+
+    def density(self, masks: list[Tensor]) -> float:
+        """The fraction of weights (or units) that bool masks (rows, columns) keep."""
+        return sum(int(mask.sum()) for mask in masks) / self.architecture.weights
 
     def unpack(self, packed: np.ndarray) -> list[Tensor]:
         """The packed mask, uint8 (mask_bytes,), to one bool tensor (rows, columns) per layer."""
-        data = torch.from_numpy(np.ascontiguousarray(packed)).to(self.device)
+        data = torch.from_numpy(np.array(packed)).to(self.device)
         masks = []
         for shape in self.architecture.layers:
             rows = data[shape.offset : shape.offset + shape.nbytes].view(shape.rows, shape.row_bytes, 1)
             bits = (rows >> self._shifts) & 1
             masks.append(bits.view(shape.rows, -1)[:, : shape.columns].bool())
         return masks
+
+    def statistics(self, packed: np.ndarray) -> list[Tensor]:
+        """The task's normalisation statistics in a packed mask, a float32 vector each; [] unless norm is "task"."""
+        lengths = self.architecture.body.statistics
+        floats = np.array(packed[self.architecture.bit_bytes :]).view("<f4").astype(np.float32)
+        return [t.to(self.device) for t in torch.from_numpy(floats).split(list(lengths))] if lengths else []
 
     def masked_weights(self, packed: np.ndarray) -> list[Tensor]:
         """Effective weights W ⊙ M of one mask, a float32 tensor (rows, columns) per layer."""
@@ -190,12 +315,25 @@ class Network:
         rows = packed[shape.offset : shape.offset + shape.nbytes].reshape(shape.rows, shape.row_bytes)
         return np.unpackbits(rows, axis=1, bitorder="little", count=shape.columns)
 
-    def run(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        """Logits (n, outputs) of x (n, inputs) under the given effective weights; ReLU between layers."""
-        for weight in weights[:-1]:
-            x = torch.relu(x @ weight.T)
-        return x @ weights[-1].T
+    def run(
+        self, x: Tensor, weights: Sequence[Tensor], statistics: Sequence[Tensor] = (), training: bool = False
+    ) -> Tensor:
+        """Logits (n, outputs) of x (n, inputs) under the given effective weights and statistics.
+
+        In training a task's statistics are updated in place, and the batch's own are used.
+        """
+        return self.architecture.body.run(x, Tensors(weights, self.fixed, statistics), training)
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """What the whole, unmasked network makes of x (n, inputs), (n, d): its first layers, up to FEATURES in all.
+
+        Raises UnsupportedNetwork where a row has no features of its own.
+        """
+        layers = self.architecture.body.features(x, Tensors(self.weights, self.fixed))
+        sizes = np.cumsum([layer.shape[1] for layer in layers])
+        return torch.cat(layers[: max(1, int((sizes <= FEATURES).sum()))], dim=1)
 
     def forward(self, x: Tensor, packed: np.ndarray) -> Tensor:
         """Logits (n, outputs) of x (n, inputs) under one packed mask."""
-        return self.run(x, self.masked_weights(packed))
+        return self.run(x, self.masked_weights(packed), self.statistics(packed))

@@ -6,20 +6,24 @@ A rule that moved with the data would change the predictions of old tasks, whose
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import load, save
+
+from supsupd.learning.transforms import ShapeMismatch, Transforms
 
 NormalisationRule = Literal["sample", "feature", "none"]
 SMALLEST_SD = 1e-8
 LARGEST = 1e6
 """Standard deviations at which a value is cut off: float32 sums stay finite whatever comes in."""
 
+__all__ = ["NormalisationRule", "Normaliser", "ShapeMismatch"]
 
-class ShapeMismatch(ValueError):
-    """Rows that do not fit the network; the text says what came and what is expected."""
+
+class TooFewRows(ShapeMismatch):
+    """A single row, where answers come from several rows together."""
 
 
 @dataclass(frozen=True)
@@ -30,27 +34,36 @@ class Normaliser:
         rule: "sample" standardises each row by itself; "feature" each input by `mean` and `sd`; "none" only flattens.
         input_shape: shape of one row as it comes.
         mean, sd: float64 (inputs,), for "feature" only.
+        transforms: of images, before the rule.
     """
 
     rule: NormalisationRule
     input_shape: tuple[int, ...]
     mean: np.ndarray | None = None
     sd: np.ndarray | None = None
+    transforms: Transforms = field(default_factory=Transforms)
 
     @classmethod
-    def fitted(cls, rule: NormalisationRule, x: np.ndarray) -> Normaliser:
-        """The rule for rows like x (n, ...); "feature" takes its statistics from them and is frozen."""
+    def fitted(cls, rule: NormalisationRule, x: np.ndarray, transforms: Transforms | None = None) -> Normaliser:
+        """The rule for rows like x (n, ...); "feature" takes its statistics from them and is frozen.
+
+        Raises ShapeMismatch when the transforms cannot take such rows.
+        """
+        start = cls(rule, x.shape[1:], transforms=transforms or Transforms())
+        start.transforms.output_shape(start.input_shape)
         if rule != "feature":
-            return cls(rule, x.shape[1:])
-        flat = x.reshape(len(x), -1).astype(np.float64)
-        return cls(rule, x.shape[1:], flat.mean(axis=0), flat.std(axis=0))
+            return start
+        flat = start._flat(x)
+        return cls(rule, x.shape[1:], flat.mean(axis=0), flat.std(axis=0), start.transforms)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Of one row as the network takes it."""
+        return self.transforms.output_shape(self.input_shape)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """x (n, ...) to float32 (n, inputs). Raises ShapeMismatch unless every row has the network's width."""
-        width = math.prod(self.input_shape)
-        if x.ndim < 2 or math.prod(x.shape[1:]) != width:
-            raise ShapeMismatch(f"rows of shape {x.shape[1:]} came, the network takes {self.input_shape}")
-        flat = x.reshape(len(x), width).astype(np.float64)
+        flat = self._flat(x)
         with np.errstate(over="ignore", invalid="ignore"):
             if self.rule == "sample":
                 flat = _standardised(flat, flat.mean(axis=1, keepdims=True), flat.std(axis=1, keepdims=True))
@@ -60,17 +73,31 @@ class Normaliser:
                 flat = _standardised(flat, self.mean, self.sd)
         return np.nan_to_num(np.clip(flat, -LARGEST, LARGEST)).astype(np.float32)
 
+    def _flat(self, x: np.ndarray) -> np.ndarray:
+        """Transformed rows, float64 (n, inputs)."""
+        shape = x.shape[1:]
+        same_but_size = len(shape) == len(self.input_shape) > 1 and shape[2:] == self.input_shape[2:]
+        if self.transforms.resize is not None and same_but_size:
+            return self.transforms.prepared(x).reshape(len(x), -1).astype(np.float64)
+        if x.ndim < 2 or math.prod(shape) != math.prod(self.input_shape):
+            raise ShapeMismatch(f"rows of shape {shape} came, the network takes {self.input_shape}")
+        if self.transforms.prepares:
+            x = self.transforms.prepared(x.reshape(len(x), *self.input_shape))
+        return x.reshape(len(x), -1).astype(np.float64)
+
     def to_stored(self) -> tuple[dict[str, Any], bytes | None]:
         """What the network's row keeps: JSON and the frozen arrays."""
         data = None
         if self.mean is not None and self.sd is not None:
             data = save({"mean": self.mean, "sd": self.sd})
-        return {"rule": self.rule, "input_shape": list(self.input_shape)}, data
+        stored = {"rule": self.rule, "input_shape": list(self.input_shape), "transforms": self.transforms.to_json()}
+        return stored, data
 
     @classmethod
     def from_stored(cls, data: dict[str, Any], arrays: bytes | None) -> Normaliser:
         frozen = load(arrays) if arrays is not None else {}
-        return cls(data["rule"], tuple(data["input_shape"]), frozen.get("mean"), frozen.get("sd"))
+        transforms = Transforms.from_json(data.get("transforms", {}))
+        return cls(data["rule"], tuple(data["input_shape"]), frozen.get("mean"), frozen.get("sd"), transforms)
 
 
 def _standardised(values: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:

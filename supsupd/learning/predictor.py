@@ -2,36 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from supsupd.learning.inference import EvidenceName, Method, Scorer, entropy, one_shot
+from supsupd.choices import Method, Objective
+from supsupd.learning.features import FeatureModel
+from supsupd.learning.inference import (
+    EVIDENCE,
+    MethodUnavailable,
+    NoSuperfluousNeurons,
+    ObjectiveUnavailable,
+    Scorer,
+    Slopes,
+    Superposition,
+    entropy,
+    halving,
+)
 from supsupd.learning.labels import ClassList
-from supsupd.learning.normalise import Normaliser
-from supsupd.learning.recognition import Gauge
+from supsupd.learning.normalise import Normaliser, TooFewRows
+from supsupd.learning.reference import Gauge
+from supsupd.learning.reservoir import Recovery, pattern_hash
 
 ROUTING_ROWS = 128
 """Rows of a pooled query that name its task; more would cost time and no longer change the answer."""
+HALVING_ROWS = 8
+"""Rows that all masks see before the worse half of them is dropped."""
 
 
 @dataclass(frozen=True)
 class ServedTask:
-    """One task's newest mask, uint8 (mask_bytes,), and the record of the evidence that routes to it."""
+    """One task's newest mask, uint8 (mask_bytes,), and the records, by name, of the evidence that routes to it.
+
+    `labels`: the class indices that the task has seen.
+    """
 
     task_id: int
     version: int
     packed: np.ndarray
-    evidence: Gauge
+    evidence: Mapping[str, Gauge]
+    labels: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Query:
+    """How rows want to be answered.
+
+    Args:
+        place: of the mask to use; None: it is inferred.
+        per_sample: of each row by itself; else one task for all rows together.
+        method, objective: how it is inferred.
+    """
+
+    place: int | None
+    per_sample: bool
+    method: Method
+    objective: Objective
 
 
 @dataclass(frozen=True)
 class Answer:
     """For n rows: class indices (n,), probabilities (n, classes), task ids (n,), entropy in nats (n,), known (n,).
 
-    `surprise` is the mean standardised evidence and `limit` what it may be for a known task.
+    `surprise` is the mean standardised evidence and `limit` what it may be for a known task. `recovered` (n,): whether
+    the mask was found by descent in the reservoir; None where that was not tried.
     """
 
     predicted: np.ndarray
@@ -41,15 +79,7 @@ class Answer:
     known: np.ndarray
     surprise: float
     limit: float
-
-
-@dataclass(frozen=True)
-class Inference:
-    """The task of n rows: its place (n,), and its standardised evidence (n,), each the mean of `averaged` rows."""
-
-    place: np.ndarray
-    surprise: np.ndarray
-    averaged: int
+    recovered: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -59,17 +89,26 @@ class Predictor:
     Args:
         scorer: runs samples under masks.
         normaliser, classes: what inputs and labels mean.
-        method, evidence, false_alarm: how the task is inferred, and how rarely a known one is called unknown.
+        method, objective: how the task is inferred unless a query says otherwise.
+        false_alarm: how rarely a known task is called unknown.
         tasks: in the order of their ids.
+        merged: the id of each task that was merged, with that of the task that answers for it.
+        labels_shared: whether a task may answer with classes that it has never seen.
+        features: what is known of the tasks' inputs, for objective features; None where it is not kept.
+        recovery: finds the masks that the reservoir holds, for method recover; None without a reservoir.
     """
 
     scorer: Scorer
     normaliser: Normaliser
     classes: ClassList
     method: Method
-    evidence: EvidenceName
+    objective: Objective
     false_alarm: float
     tasks: tuple[ServedTask, ...] = ()
+    merged: Mapping[int, int] = field(default_factory=dict)
+    labels_shared: bool = True
+    features: FeatureModel | None = None
+    recovery: Recovery | None = None
 
     def with_mask(self, task: ServedTask, classes: ClassList) -> Predictor:
         """A new snapshot in which `task` replaces its older version or is added."""
@@ -77,78 +116,163 @@ class Predictor:
         ordered = tuple(sorted([*others, task], key=lambda t: t.task_id))
         return replace(self, tasks=ordered, classes=classes)
 
+    def without_task(self, task_id: int, into: int | None = None) -> Predictor:
+        """A new snapshot that does not serve a task; the task `into` answers for it, if there is one."""
+        others = tuple(t for t in self.tasks if t.task_id != task_id)
+        merged = self.merged if into is None else {**self.merged, task_id: into}
+        return replace(self, tasks=others, merged=merged)
+
     @cached_property
     def bank(self) -> np.ndarray:
         """All masks, uint8 (k, mask_bytes)."""
         return np.stack([task.packed for task in self.tasks])
 
+    @cached_property
+    def _superposed(self) -> Superposition:
+        """All masks at once, for one-shot and binary; made at the first query that wants it."""
+        return self._slopes(self.objective, None).superposed(np.arange(len(self.tasks)))
+
+    def _slopes(self, objective: Objective, everything: Superposition | None) -> Slopes:
+        return Slopes(self.scorer.network, self.bank, objective, len(self.classes), everything)
+
     def place_of(self, task_id: int) -> int | None:
+        """Where the mask is that answers for a task; None when none is served."""
+        while task_id in self.merged:
+            task_id = self.merged[task_id]
         return next((place for place, task in enumerate(self.tasks) if task.task_id == task_id), None)
 
-    def predict(self, x: np.ndarray, place: int | None, per_sample: bool) -> Answer:
+    def predict(
+        self,
+        x: np.ndarray,
+        place: int | None,
+        per_sample: bool,
+        method: Method | None = None,
+        objective: Objective | None = None,
+    ) -> Answer:
         """Answers for raw rows x (n, ...), n >= 1, under the mask at `place` or under inferred ones.
 
-        Raises ShapeMismatch.
+        `method` and `objective` are the predictor's own unless given. Raises ShapeMismatch, ObjectiveUnavailable.
         """
+        query = Query(place, per_sample, method or self.method, objective or self.objective)
+        if query.objective == "g" and len(self.classes) >= self.scorer.network.architecture.outputs:
+            raise NoSuperfluousNeurons(f"objective g needs more outputs than the {len(self.classes)} classes")
         rows = self.normaliser(x)
-        if place is not None:
-            inferred = self._given(np.full(len(rows), place), rows, pooled=not per_sample)
-        else:
-            inferred = self.infer_task(rows, per_sample)
-        return self._answer(rows, inferred)
+        if (query.per_sample or len(rows) == 1) and not self.scorer.network.architecture.row_alone:
+            raise TooFewRows("one row came, units normalised by the batch take at least 2 together (network.norm)")
+        if query.method != "recover" or query.place is not None:
+            return self._answer(rows, self.infer(rows, query), query)
+        places, recovered = self._recovered(rows, query)
+        return replace(self._answer(rows, places, query), recovered=recovered)
 
-    def infer_task(self, rows: np.ndarray, per_sample: bool) -> Inference:
-        """The task of normalised rows (n, inputs): of each by itself, or of all together."""
-        if self.method == "one-shot":
-            groups = [rows[i : i + 1] for i in range(len(rows))] if per_sample else [rows[:ROUTING_ROWS]]
-            places = np.array([int(np.argmax(one_shot(self.scorer.network, self.bank, g))) for g in groups])
-            return self._given(np.broadcast_to(places, len(rows)), rows, pooled=not per_sample)
-        seen = rows if per_sample else rows[:ROUTING_ROWS]
-        raw = self.scorer.score(seen, self.bank, len(self.classes)).evidence[self.evidence]
-        surprise = self._standardised(raw, np.arange(len(self.tasks)))
-        if not per_sample:
-            surprise = np.broadcast_to(surprise.mean(axis=1, keepdims=True), (len(self.tasks), len(rows)))
-        places = surprise.argmin(axis=0)
-        return Inference(places, surprise[places, np.arange(len(rows))], 1 if per_sample else len(seen))
+    def infer(self, rows: np.ndarray, query: Query) -> np.ndarray:
+        """The place of each normalised row's mask (n,): given, or inferred for each row or for all together."""
+        if query.place is not None:
+            return np.full(len(rows), query.place)
+        if query.method == "exact":
+            return self._exact(rows, query.objective, query.per_sample)
+        slopes = self._slopes(query.objective, self._superposed)
+        infer = slopes.one_shot if query.method == "one-shot" else slopes.binary
+        if query.per_sample:
+            return np.array([infer(rows[i : i + 1]) for i in range(len(rows))])
+        return np.full(len(rows), infer(rows[:ROUTING_ROWS]))
 
-    def _given(self, places: np.ndarray, rows: np.ndarray, pooled: bool) -> Inference:
-        """The standardised evidence of rows under masks that are given."""
-        surprise = np.empty(len(rows))
-        for place in np.unique(places):
-            mine = places == place
-            scores = self.scorer.score(rows[mine], self.bank[place : place + 1], len(self.classes))
-            raw = scores.evidence[self.evidence]
-            surprise[mine] = self._standardised(raw, np.array([place]))[0]
-        if pooled:
-            return Inference(places, np.full(len(rows), surprise.mean()), len(rows))
-        return Inference(places, surprise, 1)
+    def _exact(self, rows: np.ndarray, objective: Objective, per_sample: bool) -> np.ndarray:
+        def surprise(part: slice, places: np.ndarray) -> np.ndarray:
+            return self._surprise(rows[part], places, objective)
 
-    def _standardised(self, raw: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Evidence (k, n) in standard deviations above each mask's own mean."""
-        gauges = [self.tasks[place].evidence for place in places.tolist()]
+        if per_sample:
+            return surprise(slice(None), np.arange(len(self.tasks))).argmin(axis=0)
+        seen = min(len(rows), ROUTING_ROWS)
+        return np.full(len(rows), halving(surprise, len(self.tasks), seen, HALVING_ROWS))
+
+    def _surprise(self, rows: np.ndarray, places: np.ndarray, objective: Objective) -> np.ndarray:
+        """How far the rows are from being at home under the masks at `places`, in their own sd: (places, n)."""
+        if objective == "features":
+            return self._feature_surprise(rows, places)
+        bank = self.bank if len(places) == len(self.tasks) else self.bank[places]
+        raw = self.scorer.evidence(objective, rows, bank, len(self.classes))
+        gauges = [self._gauge(place, objective) for place in places.tolist()]
         return np.stack([gauge.surprise(values) for gauge, values in zip(gauges, raw, strict=True)])
 
-    def _answer(self, rows: np.ndarray, inferred: Inference) -> Answer:
+    @cached_property
+    def _hashes(self) -> tuple[str, ...]:
+        """SHA-256 of each mask, in the order of the places."""
+        return tuple(pattern_hash(task.packed) for task in self.tasks)
+
+    def _recovered(self, rows: np.ndarray, query: Query) -> tuple[np.ndarray, np.ndarray]:
+        """The place of each row's mask (n,), and whether it was found by descent (n,)."""
+        if self.recovery is None:
+            raise MethodUnavailable("method recover needs a reservoir (reservoir.enabled = true)")
+        if query.per_sample:
+            found = [self._retrieve(rows[i : i + 1], query) for i in range(len(rows))]
+        else:
+            found = [self._retrieve(rows[:ROUTING_ROWS], query)] * len(rows)
+        return np.array([place for place, _ in found]), np.array([recovered for _, recovered in found])
+
+    def _retrieve(self, rows: np.ndarray, query: Query) -> tuple[int, bool]:
+        """The place of one mask for all rows, and whether it was found by descent.
+
+        What is found has to be at home with the rows, and more so than any mask that is not finished and therefore
+        not in the reservoir. Otherwise all masks are compared.
+        """
+        assert self.recovery is not None
+        held = self.recovery.reservoir.patterns
+        judged: Objective = "entropy" if query.objective == "features" else query.objective
+        found = None
+        if held:
+            match = self.recovery.run(torch.from_numpy(rows).to(self.scorer.network.device)).match
+            found = held[match] if match is not None else None
+        places = np.array([i for i, digest in enumerate(self._hashes) if digest == found or digest not in held], int)
+        if len(places):
+            surprises = self._surprise(rows, places, judged).mean(axis=1)
+            best = int(places[surprises.argmin()])
+            if surprises.min() <= self._gauge(best, judged).limit(len(rows), self.false_alarm):
+                return best, self._hashes[best] == found
+        return int(self._exact(rows, query.objective, per_sample=False)[0]), False
+
+    def _probabilities(self, place: int, logits: Tensor) -> Tensor:
+        """Of the classes, from their logits (n, classes): over all, or over those that the mask's task has seen."""
+        if not self.labels_shared:
+            unseen = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+            unseen[list(self.tasks[place].labels)] = False
+            logits = logits.masked_fill(unseen, -torch.inf)
+        return torch.softmax(logits, dim=-1)
+
+    def _feature_surprise(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
+        if self.features is None:
+            raise ObjectiveUnavailable("objective features needs recognition.features = true")
+        x = torch.from_numpy(rows).to(self.scorer.network.device)
+        return self.features.surprise(x, [self.tasks[place].task_id for place in places.tolist()])
+
+    def _gauge(self, place: int, objective: Objective) -> Gauge:
+        """A mask's record of an evidence; one that was never measured leaves values as they are."""
+        return self.tasks[place].evidence.get(objective, Gauge(variance=1.0))
+
+    def _answer(self, rows: np.ndarray, places: np.ndarray, query: Query) -> Answer:
+        """Runs each row under its mask, once: the answer and what it says about being at home come from the same."""
         count, classes = len(rows), len(self.classes)
         probabilities = np.empty((count, classes), np.float32)
-        entropies = np.empty(count, np.float32)
-        for place in np.unique(inferred.place):
-            mine = inferred.place == place
+        entropies, surprise = np.empty(count, np.float32), np.empty(count)
+        # Features name the task; whether the rows are at home there, the mask says.
+        judged: Objective = "entropy" if query.objective == "features" else query.objective
+        for place in np.unique(places):
+            mine = places == place
             logits = next(iter(self.scorer.iter_logits(rows[mine], self.bank[place : place + 1])))
-            probabilities[mine] = torch.softmax(logits[:, :classes], dim=-1).cpu().numpy()
+            probabilities[mine] = self._probabilities(place, logits[:, :classes]).cpu().numpy()
             entropies[mine] = entropy(logits).cpu().numpy()
-        limits = self._limits(inferred.place, inferred.averaged)
+            raw = EVIDENCE[judged](logits, classes).cpu().numpy()
+            surprise[mine] = self._gauge(place, judged).surprise(raw)
+        if not query.per_sample:
+            surprise = np.full(count, surprise.mean())
+        averaged = 1 if query.per_sample else count
+        gauges = [self._gauge(place, judged) for place in places.tolist()]
+        limits = np.array([gauge.limit(averaged, self.false_alarm) for gauge in gauges])
         return Answer(
             predicted=probabilities.argmax(axis=1),
             probabilities=probabilities,
-            task=np.array([self.tasks[place].task_id for place in inferred.place.tolist()], dtype=np.int64),
+            task=np.array([self.tasks[place].task_id for place in places.tolist()], dtype=np.int64),
             entropy=entropies,
-            known=inferred.surprise <= limits,
-            surprise=float(inferred.surprise.mean()),
+            known=surprise <= limits,
+            surprise=float(surprise.mean()),
             limit=float(limits.mean()),
         )
-
-    def _limits(self, places: np.ndarray, rows: int) -> np.ndarray:
-        """How surprised each mask may be by `rows` rows of its own task."""
-        limits = np.array([task.evidence.limit(rows, self.false_alarm) for task in self.tasks])
-        return limits[places]

@@ -9,6 +9,8 @@ from statistics import NormalDist
 import numpy as np
 
 BETS = np.array([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])
+RISES = (0.05, 0.1, 0.2, 0.4)
+"""Rises of the denied probability that a guard looks for."""
 
 
 def gamma_quantile(mean: float, variance: float, error: float) -> float:
@@ -19,6 +21,33 @@ def gamma_quantile(mean: float, variance: float, error: float) -> float:
     freedom = 2.0 * mean**2 / variance
     z = NormalDist().inv_cdf(1.0 - error)
     return mean * max(0.0, 1.0 - 2.0 / (9.0 * freedom) + z * math.sqrt(2.0 / (9.0 * freedom))) ** 3
+
+
+def gamma_score(value: float, mean: float, variance: float) -> float:
+    """The normal score of a value under a gamma law: `gamma_quantile` the other way round."""
+    spread = variance / (9.0 * mean**2)  # 2 / (9 f)
+    return ((max(value, 0.0) / mean) ** (1.0 / 3.0) - 1.0 + spread) / math.sqrt(spread)
+
+
+def log_shift_wealth(score: float, variance: float) -> float:
+    """Log e-value of "the mean has risen" against "it has not", for a normal score of a mean with this variance.
+
+    The Bayes factor of a rise of unknown size, half normal with spread τ, averaged over the RISES τ: a mixture of
+    likelihood ratios, hence of expectation 1 at every moment while nothing has risen.
+    """
+    logs = []
+    for rise in RISES:
+        ratio = rise**2 / (variance + rise**2)
+        z = score * math.sqrt(ratio)
+        logs.append(math.log(2.0) + 0.5 * math.log(1.0 - ratio) + 0.5 * z**2 + log_normal_cdf(z))
+    return mixed(np.array(logs))
+
+
+def log_normal_cdf(z: float) -> float:
+    """log Φ(z), by its asymptotic series far below 0."""
+    if z > -8.0:
+        return math.log(0.5 * math.erfc(-z / math.sqrt(2.0)))
+    return -0.5 * z**2 - math.log(-z * math.sqrt(2.0 * math.pi)) + math.log1p(-1.0 / z**2)
 
 
 def log_wealth(ratios: np.ndarray) -> np.ndarray:
@@ -37,6 +66,23 @@ def mixed(wealth: np.ndarray) -> float:
     """Log of the mean wealth over the BETS: the bettor that need not know the best stake."""
     top = float(wealth.max())
     return top + math.log(float(np.exp(wealth - top).mean()))
+
+
+EM_STEPS = 50
+
+
+def split_rows(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, float]:
+    """Rows of two sources in any order: the posterior (n,) of the first, and the log likelihood of the mixture.
+
+    Likelihoods (n,) of each row under either source, all above 0. The share of the first is the one of largest
+    likelihood, found by expectation and maximisation from one half.
+    """
+    share = 0.5
+    posterior = np.full(len(first), share)
+    for _ in range(EM_STEPS):
+        posterior = share * first / (share * first + (1.0 - share) * second)
+        share = float(posterior.mean())
+    return posterior, float(np.log(share * first + (1.0 - share) * second).sum())
 
 
 @dataclass(frozen=True)

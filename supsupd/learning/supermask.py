@@ -7,12 +7,15 @@ W' = W ⊙ M the effective weights (Zhou et al. 2019; Mallya et al. 2018, Piggyb
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Rule = Literal["threshold", "edge-popup"]
+ERDOS_RENYI_MOST = 0.5
+BISECTIONS = 60
 
 
 def initial_scores(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -44,30 +47,46 @@ def select(scores: Tensor, rule: Rule, density: float) -> Tensor:
     return mask.view_as(scores)
 
 
-class MaskedLinear(torch.autograd.Function):
-    """x (n, columns), scores (rows, columns), weight (rows, columns) -> x W'ᵀ (n, rows)."""
+class StraightThrough(torch.autograd.Function):
+    """scores, weight (rows, columns) -> W ⊙ M (rows, columns), as if the choice of bits were the identity."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scores: Tensor, weight: Tensor, rule: Rule, density: float) -> Tensor:
-        effective = torch.where(select(scores, rule, density), weight, 0.0)
-        ctx.save_for_backward(x, weight, effective, scores)
-        ctx.rule = rule
-        return x @ effective.T
+    def forward(ctx: Any, scores: Tensor, weight: Tensor, rule: Rule, density: float) -> Tensor:
+        ctx.save_for_backward(weight, *([scores] if rule == "edge-popup" else []))
+        return torch.where(select(scores, rule, density), weight, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-        x, weight, effective, scores = ctx.saved_tensors
-        input_gradient = gradient @ effective if ctx.needs_input_grad[0] else None
-        score_gradient = (gradient.T @ x).mul_(weight)
-        if ctx.rule == "edge-popup":  # the bits come from |s|
-            score_gradient.mul_(scores.sign())
-        return input_gradient, score_gradient, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, *scores = ctx.saved_tensors
+        score_gradient = gradient * weight
+        if scores:  # edge-popup: the bits come from |s|
+            score_gradient.mul_(scores[0].sign())
+        return score_gradient, None, None, None
 
 
-def masked_forward(x: Tensor, scores: list[Tensor], weights: tuple[Tensor, ...], rule: Rule, density: float) -> Tensor:
-    """Logits (n, outputs), differentiable in the scores."""
-    for index, (layer_scores, weight) in enumerate(zip(scores, weights, strict=True)):
-        x = MaskedLinear.apply(x, layer_scores, weight, rule, density)
-        if index < len(weights) - 1:
-            x = torch.relu(x)
-    return x
+def effective_weights(
+    scores: Sequence[Tensor], weights: Sequence[Tensor], rule: Rule, densities: Sequence[float]
+) -> list[Tensor]:
+    """W ⊙ M of each layer, differentiable in the scores."""
+    layers = zip(scores, weights, densities, strict=True)
+    return [StraightThrough.apply(s, weight, rule, density) for s, weight, density in layers]
+
+
+def erdos_renyi_densities(shapes: Sequence[tuple[int, ...]], density: float) -> list[float]:
+    """Density of each layer (c_out, c_in, kh, kw) or (out, in) such that all together keep `density`.
+
+    A layer's density is min(1/2, s (c_in + c_out) / (c_in c_out kh kw)): the Erdős–Rényi budget of the paper's GG
+    experiments (section 4.1), with s solved for. More than half cannot be kept of any layer, so that `density` above
+    1/2 gives 1/2 everywhere.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    ratios = [(shape[0] + shape[1]) / size for shape, size in zip(shapes, sizes, strict=True)]
+
+    def kept(scale: float) -> float:
+        return sum(n * min(ERDOS_RENYI_MOST, scale * r) for n, r in zip(sizes, ratios, strict=True)) / sum(sizes)
+
+    low, high = 0.0, ERDOS_RENYI_MOST / min(ratios)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if kept(middle) < density else (low, middle)
+    return [min(ERDOS_RENYI_MOST, high * r) for r in ratios]

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from supsupd.choices import Method, Objective
+
 MODEL_NAME = "supsup"
 BATCH_STATES = ("staged", "training", "unsure", "scored", "committed", "duplicate", "quarantined")
 
@@ -63,14 +65,27 @@ class BatchRefused(EngineError):
 
 
 class Engine(Protocol):
-    """Every method may block, may be called from any thread, and raises EngineError to say no."""
+    """Every method may block, may be called from any thread, and raises EngineError to say no.
+
+    A `reference` to a task is its id, or a text: its key, name or id.
+    """
 
     def ready(self) -> bool:
         """Whether `predict` can answer."""
 
-    def predict(self, x: np.ndarray, task: int | None, per_sample: bool) -> Prediction:
+    def predict(
+        self,
+        x: np.ndarray,
+        task: int | str | None,
+        per_sample: bool,
+        method: Method | None = None,
+        objective: Objective | None = None,
+    ) -> Prediction:
         """Answers for x (n, ...): under `task`'s mask, or under the inferred one: of each row by itself when
-        `per_sample`, else of all rows together. Raises NoModelYet, TaskUnknown, BadInput."""
+        `per_sample`, else of all rows together, in the configured way or by `method` and `objective`.
+
+        Raises NoModelYet, TaskUnknown, BadInput.
+        """
 
     def model(self) -> dict[str, Any] | None:
         """{"input_shape": [784], "classes": [...], "label_kind": "int" | "str"}; None: no network yet."""
@@ -78,14 +93,30 @@ class Engine(Protocol):
     def status(self) -> dict[str, Any]:
         """The daemon at a glance; "settled" and each source's "passes" are what `wait` looks at."""
 
-    def tasks(self) -> list[dict[str, Any]]:
-        """All tasks, by id."""
+    def tasks(self, retired: bool = False) -> list[dict[str, Any]]:
+        """The tasks in use, by id; the retired and merged ones too if asked."""
 
-    def task(self, task_id: int) -> dict[str, Any] | None:
-        """One task with its "decisions"."""
+    def task(self, reference: int | str) -> dict[str, Any]:
+        """One task with its "decisions", and the "merged" ones that it answers for. Raises TaskUnknown."""
 
-    def rename(self, task_id: int, name: str) -> dict[str, Any]:
+    def rename(self, reference: int | str, name: str) -> dict[str, Any]:
         """The renamed task. Raises TaskUnknown, BadInput, and EngineError 409 for a name that is taken."""
+
+    def retire(self, reference: int | str) -> dict[str, Any]:
+        """The task, no longer in use. This and the next three raise TaskUnknown, EngineError 409 where it makes no
+        sense, and 503 where the learning thread does not come to it; then nothing is changed."""
+
+    def reopen(self, reference: int | str) -> dict[str, Any]:
+        """The task, in use again."""
+
+    def merge(self, reference: int | str, other: int | str) -> dict[str, Any]:
+        """The task that answers for both."""
+
+    def split(self, reference: int | str, batch_id: int) -> dict[str, Any]:
+        """The new task, of the batches from `batch_id` on."""
+
+    def why(self, batch_id: int) -> dict[str, Any]:
+        """{"batch", "decisions", "versions", "words"}: what was decided about a batch and why. EngineError 404."""
 
     def batches(self, state: str | None, limit: int | None) -> list[dict[str, Any]]:
         """The ledger's rows, of one of BATCH_STATES only if asked."""
@@ -93,6 +124,10 @@ class Engine(Protocol):
     def submit(self, name: str, payload: bytes) -> dict[str, Any]:
         """{"batch": id, "state": ..., "sha256": ...}, once the bytes of an .npz file are durable.
         Raises BatchRefused."""
+
+    def reservoir(self) -> dict[str, Any]:
+        """{"enabled": False}, or what the Hopfield reservoir holds, its bytes against those of raw bits, and how many
+        masks come back from it. NoModelYet."""
 
     def scan(self) -> dict[str, Any]:
         """{"pass": N}: once every source has finished pass N, all that is there now has been seen."""

@@ -27,6 +27,7 @@ from supsupd.serving.engine import (
 )
 
 MAX_NAME = 255
+MAX_REFERENCE = 300  # the longest key, with its prefix
 
 
 def create_app(engine: Engine, settings: ServingSettings) -> Starlette:
@@ -102,7 +103,7 @@ class _Inference:
     def _infer(self, body: bytes) -> Response:
         # Decoding and encoding megabytes of JSON would hold up the loop as much as predicting.
         request = protocol.decode_request(body)
-        prediction = self.engine.predict(request.x, request.task, request.per_sample)
+        prediction = self.engine.predict(request.x, request.task, request.per_sample, request.method, request.objective)
         return JsonAnswer(protocol.encode_response(prediction, request))
 
 
@@ -114,13 +115,20 @@ class _Native:
         self.settings = settings
 
     def routes(self) -> list[Route]:
+        task = "/v1/tasks/{task:path}"  # a key may hold slashes
         return [
             Route("/v1/status", self.status),
             Route("/v1/tasks", self.tasks),
-            Route("/v1/tasks/{task}", self.task),
-            Route("/v1/tasks/{task}", self.rename, methods=["PATCH"]),
+            Route(task + "/retire", self.retire, methods=["POST"]),
+            Route(task + "/reopen", self.reopen, methods=["POST"]),
+            Route(task + "/merge", self.merge, methods=["POST"]),
+            Route(task + "/split", self.split, methods=["POST"]),
+            Route(task, self.task),
+            Route(task, self.rename, methods=["PATCH"]),
             Route("/v1/batches", self.batches),
             Route("/v1/batches", self.submit, methods=["POST"]),
+            Route("/v1/batches/{batch}/why", self.why),
+            Route("/v1/reservoir", self.reservoir),
             Route("/v1/scan", self.scan, methods=["POST"]),
         ]
 
@@ -128,22 +136,46 @@ class _Native:
         return JsonAnswer(await run_in_threadpool(self.engine.status))
 
     async def tasks(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.tasks))
+        retired = _query(request, "all").get("all", "false")
+        if retired not in ("true", "false"):
+            raise BadInput("bad_request: all must be true or false")
+        return JsonAnswer(await run_in_threadpool(self.engine.tasks, retired == "true"))
 
     async def task(self, request: Request) -> Response:
-        task_id = _task_id(request)
-        task = await run_in_threadpool(self.engine.task, task_id)
-        if task is None:
-            raise TaskUnknown(task_id)
-        return JsonAnswer(task)
+        return JsonAnswer(await run_in_threadpool(self.engine.task, _reference(request)))
 
     async def rename(self, request: Request) -> Response:
-        task_id = _task_id(request)
+        name = await self._value(request, "name", str)
+        return JsonAnswer(await run_in_threadpool(self.engine.rename, _reference(request), name))
+
+    async def retire(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.retire, _reference(request)))
+
+    async def reopen(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.reopen, _reference(request)))
+
+    async def merge(self, request: Request) -> Response:
+        other = await self._value(request, "other", int, str)
+        return JsonAnswer(await run_in_threadpool(self.engine.merge, _reference(request), other))
+
+    async def split(self, request: Request) -> Response:
+        batch = await self._value(request, "from", int)
+        return JsonAnswer(await run_in_threadpool(self.engine.split, _reference(request), batch))
+
+    async def why(self, request: Request) -> Response:
+        batch = request.path_params["batch"]
+        if not _is_number(batch):
+            raise HTTPException(404, f"there is no batch {batch[:40]}")
+        return JsonAnswer(await run_in_threadpool(self.engine.why, int(batch)))
+
+    async def _value(self, request: Request, key: str, *kinds: type) -> Any:
+        """The one value of a body {key: value}."""
         body = protocol.parse_object(await _read_body(request, self.settings))
-        name = body.get("name")
-        if set(body) != {"name"} or not isinstance(name, str):
-            raise BadInput('bad_request: expected {"name": "..."}')
-        return JsonAnswer(await run_in_threadpool(self.engine.rename, task_id, name))
+        value = body.get(key)
+        if set(body) != {key} or type(value) not in kinds or (type(value) is int and not 0 <= value < 2**63):
+            shown = "N" if int in kinds else '"..."'
+            raise BadInput(f'bad_request: expected {{"{key}": {shown}}}')
+        return value
 
     async def batches(self, request: Request) -> Response:
         query = _query(request, "state", "limit")
@@ -161,6 +193,9 @@ class _Native:
             raise BadInput(f"bad_request: expected ?name= with 1 to {MAX_NAME} printable characters")
         payload = await _read_body(request, self.settings)
         return JsonAnswer(await run_in_threadpool(self.engine.submit, name, payload), status_code=202)
+
+    async def reservoir(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.reservoir))
 
     async def scan(self, request: Request) -> Response:
         return JsonAnswer(await run_in_threadpool(self.engine.scan))
@@ -220,11 +255,11 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 18  # fits in 64 bits
 
 
-def _task_id(request: Request) -> int:
-    text = request.path_params["task"]
-    if not _is_number(text):
+def _reference(request: Request) -> str:
+    text: str = request.path_params["task"]
+    if not 1 <= len(text) <= MAX_REFERENCE:
         raise TaskUnknown(text[:40])
-    return int(text)
+    return text
 
 
 def _query(request: Request, *allowed: str) -> dict[str, str]:

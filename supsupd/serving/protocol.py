@@ -2,15 +2,17 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from supsupd.choices import METHODS, OBJECTIVE_ALIASES, OBJECTIVES, Method, Objective
 from supsupd.serving.engine import MODEL_NAME, Prediction
 
+Word = TypeVar("Word", bound=str)
 MAX_DIMENSIONS = 8
 DATATYPES = {
     "BOOL": np.bool_,
@@ -39,10 +41,12 @@ class InferRequest:
     """One decoded request to predict."""
 
     x: np.ndarray  # (n, ...), n >= 1, finite
-    task: int | None = None
+    task: int | str | None = None
     per_sample: bool = False
     outputs: tuple[str, ...] = OUTPUTS
     id: str | None = None
+    method: Method | None = None
+    objective: Objective | None = None
 
 
 def parse_json(body: bytes) -> Any:
@@ -67,16 +71,23 @@ def decode_request(body: bytes) -> InferRequest:
     """The request in the JSON of POST /v2/models/supsup/infer. Raises ProtocolError."""
     request = parse_object(body)
     parameters = _field(request, "parameters", dict, {})
-    task = _field(parameters, "task", int, None)
-    if task is not None and not 0 <= task < 2**63:
-        raise ProtocolError(f"bad_request: task must be a task's id, not {task}")
     return InferRequest(
         x=_decode_inputs(_field(request, "inputs", list, [])),
-        task=task,
+        task=_decode_task(parameters.get("task")),
         per_sample=_field(parameters, "per_sample", bool, False),
         outputs=_decode_outputs(_field(request, "outputs", list, [])),
         id=_field(request, "id", str, None),
+        method=_decode_word(parameters, "method", METHODS, {}),
+        objective=_decode_word(parameters, "objective", OBJECTIVES, OBJECTIVE_ALIASES),
     )
+
+
+def _decode_task(task: Any) -> int | str | None:
+    if type(task) is int and not 0 <= task < 2**63:
+        raise ProtocolError(f"bad_request: task must be a task's id, not {task}")
+    if type(task) not in (int, str, type(None)):
+        raise ProtocolError("bad_request: task must be an integer, a task's id, or a string, its key, name or id")
+    return task
 
 
 def encode_response(prediction: Prediction, request: InferRequest) -> dict[str, Any]:
@@ -135,6 +146,15 @@ def _field(table: dict[str, Any], key: str, kind: type, default: Any) -> Any:
         }
         raise ProtocolError(f"bad_request: {key} must be {names[kind]}")
     return value
+
+
+def _decode_word(table: dict[str, Any], key: str, words: tuple[Word, ...], aliases: Mapping[str, Word]) -> Word | None:
+    """One of the words, by itself or by an alias."""
+    value = _field(table, key, str, None)
+    word = next((word for word in words if word == aliases.get(value, value)), None)
+    if word is None and value is not None:
+        raise ProtocolError(f"bad_request: {key} must be one of {', '.join(words)}, not {value[:40]!r}")
+    return word
 
 
 def _decode_inputs(inputs: list[Any]) -> np.ndarray:

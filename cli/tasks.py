@@ -1,0 +1,133 @@
+"""`supsup-cli tasks`: the tasks that the daemon has found, and what an operator does to them."""
+
+from typing import Annotated, Any
+
+import typer
+
+from cli.connection import AsJson, Socket, daemon
+from cli.output import print_pairs, print_rows, printable
+
+TASK_FIELDS = (
+    "task",
+    "name",
+    "key",
+    "version",
+    "batches",
+    "samples",
+    "accuracy",
+    "entropy",
+    "density",
+    "bytes",
+    "created",
+    "last_seen",
+)
+RETIRED_FIELDS = ("retired", "merged_into")
+DECISION_FIELDS = ("batch", "name", "decision", "task", "at", "reason")
+
+tasks_app = typer.Typer(help="The tasks that the daemon has found.", rich_markup_mode=None, no_args_is_help=True)
+
+TaskId = Annotated[str, typer.Argument(metavar="N", help="The task's key, name or id.")]
+BatchId = Annotated[int, typer.Argument(metavar="BATCH", min=1, help="The batch's id in the ledger.")]
+
+
+@tasks_app.command("list")
+def list_tasks(
+    context: typer.Context,
+    retired: Annotated[bool, typer.Option("--all", help="Also the retired and the merged ones.")] = False,
+    socket: Socket = None,
+    as_json: AsJson = False,
+) -> None:
+    """The tasks in use."""
+    with daemon(context, socket) as client:
+        rows = client.tasks(retired)
+    print_rows(rows, TASK_FIELDS + RETIRED_FIELDS if retired else TASK_FIELDS, as_json)
+
+
+@tasks_app.command("show")
+def show_task(context: typer.Context, task: TaskId, socket: Socket = None, as_json: AsJson = False) -> None:
+    """One task, with the decisions that led batches to it."""
+    with daemon(context, socket) as client:
+        row = client.task(task)
+    if as_json:
+        print_rows([row], row, as_json)
+        return
+    decisions, merged = row.pop("decisions", []), row.pop("merged", [])
+    print_pairs(row | {"merged": [other["task"] for other in merged]})
+    typer.echo()
+    print_rows(decisions, DECISION_FIELDS, as_json)
+
+
+@tasks_app.command("rename")
+def rename_task(
+    context: typer.Context,
+    task: TaskId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '_', '.' and '-'.")],
+    socket: Socket = None,
+) -> None:
+    """Give a task a name."""
+    with daemon(context, socket) as client:
+        row = client.rename(task, name)
+    typer.echo(f"task {row['task']} is now {printable(row['name'])}")
+
+
+@tasks_app.command("retire")
+def retire_task(context: typer.Context, task: TaskId, socket: Socket = None, as_json: AsJson = False) -> None:
+    """Serve, recognise and train a task no longer; nothing of it is lost."""
+    with daemon(context, socket) as client:
+        row = client.retire(task)
+    _print_done(row, f"task {row['task']} is retired", as_json)
+
+
+@tasks_app.command("reopen")
+def reopen_task(context: typer.Context, task: TaskId, socket: Socket = None, as_json: AsJson = False) -> None:
+    """Take a retired task into use again, as it was."""
+    with daemon(context, socket) as client:
+        row = client.reopen(task)
+    _print_done(row, f"task {row['task']} is in use again", as_json)
+
+
+@tasks_app.command("merge")
+def merge_tasks(
+    context: typer.Context,
+    task: Annotated[str, typer.Argument(metavar="A", help="The task that keeps its mask.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="The task that it answers for from now on.")],
+    socket: Socket = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let task A answer for task B too, which is retired."""
+    with daemon(context, socket) as client:
+        row = client.merge(task, other)
+    _print_done(row, f"task {row['task']} answers for {printable(other)} too: {row['batches']} batches", as_json)
+
+
+@tasks_app.command("split")
+def split_task(
+    context: typer.Context,
+    task: TaskId,
+    batch: Annotated[int, typer.Option("--from", metavar="BATCH", min=1, help="The first batch that goes.")],
+    socket: Socket = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new task of a task's batches from one on; the old one is again as it was before it."""
+    with daemon(context, socket) as client:
+        row = client.split(task, batch)
+    _print_done(row, f"task {row['task']} has {row['batches']} batches from {batch} on", as_json)
+
+
+@tasks_app.command("why")
+def explain_batch(context: typer.Context, batch: BatchId, socket: Socket = None, as_json: AsJson = False) -> None:
+    """Why a batch went where it went: all decisions about it, in words."""
+    with daemon(context, socket) as client:
+        story = client.why(batch)
+    if as_json:
+        print_rows([story], story, as_json)
+        return
+    for line in story["words"]:
+        typer.echo(printable(line))
+
+
+def _print_done(row: dict[str, Any], text: str, as_json: bool) -> None:
+    if as_json:
+        print_rows([row], row, as_json)
+    else:
+        typer.echo(text)

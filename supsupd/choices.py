@@ -1,0 +1,14 @@
+"""Words that a user chooses among, in the configuration and in a query. Nothing else is imported here."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, get_args
+
+Scenario = Literal["GG", "GNs", "GNu", "NNs"]
+Method = Literal["exact", "one-shot", "binary", "recover"]
+Objective = Literal["entropy", "g", "energy", "max-logit", "features"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+OBJECTIVE_ALIASES: Mapping[str, Objective] = MappingProxyType({"H": "entropy", "G": "g"})
+"""The paper's names."""

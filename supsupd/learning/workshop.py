@@ -1,0 +1,33 @@
+"""The tools that tasks and provisional tasks are made with: scoring, training, seeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from supsupd.config import RecognitionSettings
+from supsupd.learning.inference import MaskScores, Scorer
+from supsupd.learning.learner import Learner, Samples, derive_seed
+from supsupd.learning.records import Member
+
+
+@dataclass(frozen=True)
+class Workshop:
+    scorer: Scorer
+    learner: Learner
+    settings: RecognitionSettings
+
+    def score(self, samples: Samples, masks: list[np.ndarray], classes: int) -> MaskScores:
+        """The samples under masks, uint8 (mask_bytes,) each; there may be none."""
+        empty = np.empty((0, self.scorer.network.architecture.mask_bytes), np.uint8)
+        bank = np.stack(masks) if masks else empty
+        return self.scorer.score(samples.x.cpu().numpy(), bank, classes, samples.y.cpu().numpy())
+
+    def seed(self, member: Member) -> int:
+        return derive_seed(self.learner.settings.seed, member.batch.seed)
+
+
+def of_first(scores: MaskScores) -> dict[str, np.ndarray]:
+    """The evidence (n,) by name of the first mask."""
+    return {name: values[0] for name, values in scores.evidence.items()}
