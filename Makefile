@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   ?= ../shared/data
+EXPERIMENTS ?= permuted permuted-nn rotated split cifar reservoir density recognition baselines
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-fast check lint types walls bench wheel clean
+.PHONY: help demo test test-fast check lint types walls bench paper wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +41,10 @@ walls: $(VENV)/.installed
 
 bench: $(VENV)/.installed ## the benchmarks on real data (DATA=folder with mnist.npz)
 	$(BIN)/python benchmarks/stream_mnist.py --data $(DATA)/mnist.npz
+
+paper: $(VENV)/.installed ## the paper's experiments on real data, hours (DATA=folder with mnist.npz and cifar10_jpeg.npz)
+	for experiment in $(EXPERIMENTS); do $(BIN)/python benchmarks/paper.py $$experiment --data $(DATA) || exit; done
+	$(BIN)/python benchmarks/paper_doc.py
 
 wheel: $(VENV)/.installed ## dist/supsupd-*.whl
 	$(BIN)/python -m build --wheel

@@ -41,7 +41,8 @@ class StreamKind:
     least_accuracy: float
 
 
-def _permuted(images: Images, rng: np.random.Generator, count: int) -> list[StreamTask]:
+def permuted(images: Images, rng: np.random.Generator, count: int) -> list[StreamTask]:
+    """Each task sees the pixels in a random order of its own."""
     orders = [rng.permutation(SIDE * SIDE) for _ in range(count)]
     return [StreamTask(f"order {i}", partial(_shuffle, order), images.x, images.y) for i, order in enumerate(orders)]
 
@@ -50,33 +51,42 @@ def _shuffle(order: np.ndarray, x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1)[:, order].reshape(x.shape)
 
 
-def _rotated(images: Images, _: np.random.Generator, count: int) -> list[StreamTask]:
+def rotated(images: Images, _: np.random.Generator, count: int) -> list[StreamTask]:
+    """A whole turn in `count` equal steps."""
     angles = [turn * 360 // count for turn in range(count)]
     return [StreamTask(f"{angle}°", partial(_turn, angle), images.x, images.y) for angle in angles]
 
 
-def _turn(angle: int, x: np.ndarray) -> np.ndarray:
+def _turn(angle: float, x: np.ndarray) -> np.ndarray:
     return rotate(x, angle, axes=(1, 2), reshape=False, order=1)
 
 
-def _split(images: Images, _: np.random.Generator, labels: int) -> list[StreamTask]:
+def split(images: Images, _: np.random.Generator, labels: int) -> list[StreamTask]:
     """Two digits a task, labelled by the digit modulo `labels`."""
     tasks = []
     for first in range(0, 10, 2):
         mine = images.y // 2 == first // 2
-        tasks.append(StreamTask(f"{first} or {first + 1}", _as_they_are, images.x[mine], images.y[mine] % labels))
+        tasks.append(StreamTask(f"{first} or {first + 1}", as_they_are, images.x[mine], images.y[mine] % labels))
     return tasks
 
 
-def _as_they_are(x: np.ndarray) -> np.ndarray:
+def turned(x: np.ndarray, angle: float) -> np.ndarray:
+    """Images (n, 28, 28) turned as `rotated` does, float32: bilinear turning is linear in the pixels, so that turning
+    each pixel alone gives a matrix for all images."""
+    pixels = np.eye(SIDE * SIDE, dtype=np.float32).reshape(-1, SIDE, SIDE)
+    return (x.reshape(len(x), -1).astype(np.float32) @ _turn(angle, pixels).reshape(SIDE * SIDE, -1)).reshape(x.shape)
+
+
+def as_they_are(x: np.ndarray) -> np.ndarray:
+    """The same rows."""
     return x
 
 
 def stream_kinds() -> dict[str, StreamKind]:
     """All streams by name."""
     return {
-        "permuted": StreamKind(partial(_permuted, count=20), 0.92),
-        "rotated": StreamKind(partial(_rotated, count=12), 0.92),
-        "split": StreamKind(partial(_split, labels=2), 0.99),
-        "split10": StreamKind(partial(_split, labels=10), 0.99),
+        "permuted": StreamKind(partial(permuted, count=20), 0.92),
+        "rotated": StreamKind(partial(rotated, count=12), 0.92),
+        "split": StreamKind(partial(split, labels=2), 0.99),
+        "split10": StreamKind(partial(split, labels=10), 0.99),
     }
