@@ -17,6 +17,7 @@ from supsupd.learning.learner import Samples
 from supsupd.learning.provisional import Provisional
 from supsupd.learning.recognition import Candidate, Verdict
 from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord, pooled
+from supsupd.learning.statistics import mixed
 from supsupd.learning.tasks import SHOWN_CANDIDATES, TaskLearner
 
 
@@ -52,17 +53,22 @@ class ContinualLearner(TaskLearner):
         return self._keep_unsure(provisional, host is None, verdict, proof)
 
     def reconsider(self, classes: int) -> Change | None:
-        """The first unsure batch that the tasks explain by now; None when there is none.
+        """The first unsure batches that the tasks explain by now; None when there are none.
 
         Called until it gives None whenever a task was found or set back: a batch that straddles two new tasks, say,
-        can only be decided when both are known. A task does not get back alone what was taken back from it.
+        can only be decided when both are known. What was taken back from a task may return to it together, once the
+        stream has gone on to another, and never batch by batch.
         """
+        latest = next(reversed(self.tasks), None)
         for provisional in self.provisionals.values():
+            fresh = latest in {m.recalled_from for m in provisional.members}
+            if not fresh and (absorbed := self._absorbed(provisional, classes)) is not None:
+                return absorbed
             for member in provisional.members:
                 verdict = self._recognise(member.batch.samples, classes, barred=member.recalled_from)
                 if verdict.known is not None:
                     taken = Member(member.batch, verdict.start, verdict.stop, verdict.left_out)
-                    change = self._go_on(verdict.known, verdict, (taken,))
+                    change = self._go_on(verdict.known, verdict, (taken,), classes)
                     rest = [m for m in provisional.members if m is not member]
                     left = self.rebuild(provisional.provisional_id, rest, classes) if rest else None
                     return replace(change, provisional=left, closed=(provisional.provisional_id,))
@@ -89,7 +95,7 @@ class ContinualLearner(TaskLearner):
         guard = guard.with_batch(member, member.samples.y.cpu().numpy(), denied)
         if guard.alarmed(self.settings.false_alarm):
             return self._set_back(task, guard, verdict, classes)
-        change = self._go_on(known, verdict, (member,))
+        change = self._go_on(known, verdict, (member,), classes)
         assert change.task is not None
         return replace(change, guard=guard.settled(change.task))
 
@@ -127,7 +133,7 @@ class ContinualLearner(TaskLearner):
         again = self._recognise(pooled(provisional.members), classes, whole=True)
         if again.known is None:
             return None
-        change = self._go_on(again.known, again, provisional.members)
+        change = self._go_on(again.known, again, provisional.members, classes)
         return replace(change, closed=(provisional.provisional_id,))
 
     def _prove(self, provisional: Provisional, classes: int) -> Proof:
@@ -150,8 +156,28 @@ class ContinualLearner(TaskLearner):
             separation = Separation(self.workshop, self.nursery, classes)
             if (separated := separation.separated(provisional, companion)) is not None:
                 return Proof(separated, evidence | {"separated_from": companion.task_id})
-        ahead = all(provisional.wealth(newest) > rival.wealth for rival in rivals)
-        return Proof(provisional if ahead else None, evidence)
+        if any(provisional.wealth(newest) <= rival.wealth for rival in rivals):
+            return Proof(None, evidence)
+        strangers = self._strangers(provisional, classes)
+        if not strangers:
+            return Proof(provisional, evidence)
+        evidence["strangers"] = strangers
+        kept = [m for m in provisional.members if m.batch.batch_id not in strangers]
+        rest = self.rebuild(provisional.provisional_id, kept, classes) if kept else None
+        proved = rest is not None and rest.wealth() >= -math.log(self.settings.promote_error)
+        return Proof(rest if proved else None, evidence)
+
+    def _strangers(self, provisional: Provisional, classes: int) -> list[int]:
+        """Batches that a known task predicts better, row for row, than this one predicted any: its outliers, which
+        waited here. A task is no rival for what was taken back from it, which it did predict."""
+        tested = zip(provisional.members[1:], provisional.wins, strict=True)
+        best = max(mixed(wins) / len(m.samples) for m, wins in tested)
+
+        def rival(member: Member) -> float:
+            found = self._recognise(member.samples, classes, whole=True, barred=member.recalled_from).candidates
+            return max((c.wealth for c in found), default=-math.inf) / len(member.samples)
+
+        return [m.batch.batch_id for m in provisional.members if rival(m) > best]
 
     def _promote(self, proof: Proof, provisional: Provisional, verdict: Verdict, classes: int) -> Change:
         """What has proved itself becomes a task; members that it has no row of stay behind."""

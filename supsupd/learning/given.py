@@ -37,7 +37,7 @@ class GivenLearner(TaskLearner):
         labels = member.samples.y.cpu().numpy()
         verdict = self.recogniser.recognise(labels, scores, [task.reference], classes, whole=True)
         verdict = replace(verdict, candidates=[replace(c, task=task.task_id) for c in verdict.candidates])
-        return self._go_on(verdict.candidates[0], verdict, (member,))
+        return self._go_on(verdict.candidates[0], verdict, (member,), classes)
 
     def _begun(self, member: Member, classes: int) -> Change:
         """A task of one batch. Its record begins with the rows that training did not see."""

@@ -122,18 +122,18 @@ class TaskLearner(ABC):
     def _seed(self, member: Member) -> int:
         return self.workshop.seed(member)
 
-    def _go_on(self, known: Candidate, verdict: Verdict, members: tuple[Member, ...]) -> Change:
+    def _go_on(self, known: Candidate, verdict: Verdict, members: tuple[Member, ...], classes: int) -> Change:
         """A known task learns the members; its old mask stays if the held-out rows do better with it."""
         task = self.tasks[known.task]
         if self.is_finished(task):
-            return self._count(task, known, verdict, members)
+            return self._count(task, known, verdict, members, classes)
         samples = pooled(members)
         state = task.state if task.state is not None else self.learner.from_mask(task.packed)
         update = self.learner.learn(state, samples, self._seed(members[-1]), task.reference.labels)
         labels = samples.y.cpu().numpy()
         packed = update.packed if update.taken else task.packed
         held_out = samples.take(update.held_out)
-        scores = self._score(held_out, [packed], classes=1)
+        scores = self._score(held_out, [packed], classes)
         memory = self.settings.memory_rows
         reference = task.reference.tested(labels, known.errors, known.denied, memory).seen(labels)
         learned = TaskRecord(
@@ -156,11 +156,13 @@ class TaskLearner(ABC):
         evidence = self._evidence(verdict) | {"held_out": check}
         return Change("known", evidence, task=learned, trained=update.taken, assigned=members)
 
-    def _count(self, task: TaskRecord, known: Candidate, verdict: Verdict, members: tuple[Member, ...]) -> Change:
+    def _count(
+        self, task: TaskRecord, known: Candidate, verdict: Verdict, members: tuple[Member, ...], classes: int
+    ) -> Change:
         """A task whose mask is finished gets the members: its record goes on, its mask does not."""
         samples = pooled(members)
         labels = samples.y.cpu().numpy()
-        scores = self._score(samples, [task.packed], classes=1)
+        scores = self._score(samples, [task.packed], classes)
         memory = self.settings.memory_rows
         reference = task.reference.tested(labels, known.errors, known.denied, memory).seen(labels)
         counted = replace(
