@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TURNED = 0.1
 """The share of bits turned in a copy that a stored mask is recovered from."""
 MEASURED = 64
-"""Masks, the newest, on which the recovery rate is measured: a second or two for the widest layers."""
+"""Masks, the oldest, on which the recovery rate is measured: they go first; a second or two for the widest layers."""
 
 log = structlog.get_logger("supsupd.learning")
 
@@ -102,8 +102,8 @@ def describe(predictor: Predictor) -> dict[str, Any]:
     held, network = predictor.recovery.reservoir, predictor.scorer.network
     tasks = {pattern_hash(task.packed): task for task in predictor.tasks}
     served = [tasks[digest] for digest in held.patterns if digest in tasks]
-    newest = served[-MEASURED:]
-    back = recall(held, [task.packed for task in newest], network, TURNED, seed=0)
+    oldest = served[:MEASURED]
+    back = recall(held, [task.packed for task in oldest], network, TURNED, seed=0)
     mask_bytes = network.architecture.bit_bytes
     return {
         "enabled": True,

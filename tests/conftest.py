@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from supsupd.learning.device import use_threads
+
 
 @pytest.fixture(scope="session", autouse=True)
 def no_settings_from_outside():
@@ -11,3 +13,9 @@ def no_settings_from_outside():
         for name in [name for name in os.environ if name.startswith("SUPSUPD_")]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The networks here are small: more threads only wait for each other, above all on a machine with other work."""
+    use_threads(1)

@@ -96,13 +96,15 @@ def test_storing_a_mask_twice_changes_nothing():
     assert once.patterns == (pattern_hash(first), pattern_hash(second))
 
 
-def test_recall_is_perfect_at_half_the_capacity_and_gone_at_three_times_of_it():
+def test_recall_is_perfect_within_the_capacity_and_beyond_it_the_oldest_go_first():
     network = network_of((300, 300))
-    for load, wanted in ((0.5, 1.0), (3.0, 0.0)):
-        masks = random_masks(network, int(load * 0.138 * 300))
-        reservoir = holding(network, masks)
-        assert reservoir.load == pytest.approx(load, rel=0.05)
-        assert np.mean(recall(reservoir, masks, network, turned=0.1, seed=0)) == wanted
+    masks = random_masks(network, int(4.0 * 0.138 * 300))
+    within = masks[: int(0.138 * 300)]
+    assert holding(network, within).load == pytest.approx(1.0, rel=0.05)
+    assert all(recall(holding(network, within), within, network, turned=0.1, seed=0))
+    back = recall(holding(network, masks), masks, network, turned=0.1, seed=0)
+    assert not any(back[: len(masks) // 2])
+    assert all(back[-10:])
 
 
 def test_stored_masks_lie_in_valleys():
