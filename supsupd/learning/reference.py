@@ -96,16 +96,16 @@ class Reference:
             denied=gauges,
         )
 
-    def denied_law(self, labels: np.ndarray) -> tuple[float, float]:
+    def denied_law(self, labels: np.ndarray, unseen: float = 0.0) -> tuple[float, float]:
         """Expectation and variance of the mean probability denied to these labels (n,) in a batch of the task.
 
-        Each class's own record, eked out by a few rows of all classes and half a denied one; its spread is included.
+        Each class's own record, eked out by a few rows of all classes and `unseen` denied ones; its spread is included.
         """
         everything = reduce(lambda whole, g: whole.joined(g, g.count), self.denied.values(), Gauge())
         mean, variance = 0.0, 0.0
         for label, count in zip(*(v.tolist() for v in np.unique(labels, return_counts=True)), strict=True):
             own = self.denied.get(label, Gauge()).joined(everything, BORROWED_ROWS)
-            gauge = own.joined(Gauge(mean=1.0), UNSEEN_ROWS)
+            gauge = own.joined(Gauge(mean=1.0), unseen)
             share = count / len(labels)
             mean += share * gauge.mean
             variance += share**2 * gauge.sd**2 * (1.0 / count + 1.0 / gauge.count)
@@ -113,7 +113,7 @@ class Reference:
 
     def denied_ceiling(self, labels: np.ndarray, error: float) -> float:
         """What the mean probability denied to these labels (n,) exceeds with probability `error`."""
-        return gamma_quantile(*self.denied_law(labels), error)
+        return gamma_quantile(*self.denied_law(labels, UNSEEN_ROWS), error)
 
     def seen(self, labels: np.ndarray) -> Reference:
         classes, counts = np.unique(labels, return_counts=True)
