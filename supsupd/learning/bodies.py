@@ -208,9 +208,7 @@ class ModuleBody:
         """Rows (n, inputs) as (n, C, H, W), grey ones repeated where the module wants colours."""
         height, width, channels = self._image
         images = x.view(len(x), height, width, channels).permute(0, 3, 1, 2)
-        # Channel by channel in memory: left with the channels last, strided 1x1 convolutions of few channels corrupted
-        # the heap (oneDNN 3.13 of torch 2.15 on AVX2).
-        return images.expand(-1, self._channels, -1, -1).contiguous()
+        return images if channels == self._channels else images.expand(-1, self._channels, -1, -1)
 
     def _named(self, tensors: Tensors) -> dict[str, Tensor]:
         named = {s.name: t.view(s.shape) for s, t in zip(self.masked, tensors.masked, strict=True)}
