@@ -75,10 +75,10 @@ def test_a_query_may_say_how_its_task_is_inferred(said, meant):
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        ({"method": "magic"}, "method must be one of exact, one-shot, binary, not 'magic'"),
+        ({"method": "magic"}, "method must be one of exact, one-shot, binary, recover, not 'magic'"),
         ({"method": "\x1b" * 99}, "not '" + r"\x1b" * 40 + "'"),
         ({"method": 1}, "method must be a string"),
-        ({"objective": "h"}, "objective must be one of entropy, g, energy, max-logit, not 'h'"),
+        ({"objective": "h"}, "objective must be one of entropy, g, energy, max-logit, features, not 'h'"),
         ({"objective": ["g"]}, "objective must be a string"),
     ],
 )
