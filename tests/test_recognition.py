@@ -82,6 +82,24 @@ def test_the_odd_batches_of_a_task_do_not_become_a_second_mask_for_it():
     assert len(stream.learner.tasks) == 1
 
 
+def test_an_outlier_of_a_known_task_that_waits_does_not_go_with_a_new_task():
+    stream = Stream()
+    for seed in range(10):
+        stream.feed(**draw(0, seed))
+    odd = draw(0, 50)
+    wrong = np.arange(0, len(odd["y"]), 4)
+    odd["y"][wrong] = (odd["y"][wrong] + 1) % 10
+    assert stream.feed(**odd) == "unsure"
+    outlier = stream.count
+    for seed in range(100, 106):  # the same inputs under other labels: they join it
+        batch = draw(0, seed)
+        stream.feed(batch["x"], 9 - batch["y"])
+    new = stream.changes[[change.kind for change in stream.changes].index("new", 5)]
+    assert new.evidence["strangers"] == [outlier]
+    assert outlier not in stream.task_of
+    assert {stream.task_of[number] for number in range(outlier + 1, stream.count + 1)} == {2}
+
+
 def test_known_inputs_with_random_labels_are_not_learned():
     stream = Stream()
     feed(stream, 0, range(4))

@@ -15,8 +15,8 @@ from supsupd.learning.statistics import gamma_quantile
 
 BORROWED_ROWS = 8.0
 """Rows of all classes that a class's own record is eked out with: a class hardly seen has no spread of its own."""
-UNSEEN_ROWS = 0.5
-"""A row that was denied altogether, by halves, in the record of every class (Jeffreys' prior): of a mask that is hardly
+UNSEEN_ROWS = 1.0
+"""A row that was denied altogether, shared among the classes (Laplace's rule of succession): of a mask that is hardly
 ever wrong the last few hundred rows may show no error, and the next batch still may."""
 SMALLEST_SD = 1e-3
 """Evidence that never varied is not taken for certain."""
@@ -99,13 +99,14 @@ class Reference:
     def denied_law(self, labels: np.ndarray, unseen: float = 0.0) -> tuple[float, float]:
         """Expectation and variance of the mean probability denied to these labels (n,) in a batch of the task.
 
-        Each class's own record, eked out by a few rows of all classes and `unseen` denied ones; its spread is included.
+        Each class's own record, eked out by a few rows of all classes and its share of `unseen` denied ones; its spread is
+        included.
         """
         everything = reduce(lambda whole, g: whole.joined(g, g.count), self.denied.values(), Gauge())
         mean, variance = 0.0, 0.0
         for label, count in zip(*(v.tolist() for v in np.unique(labels, return_counts=True)), strict=True):
             own = self.denied.get(label, Gauge()).joined(everything, BORROWED_ROWS)
-            gauge = own.joined(Gauge(mean=1.0), unseen)
+            gauge = own.joined(Gauge(mean=1.0), unseen / max(len(self.denied), 1))
             share = count / len(labels)
             mean += share * gauge.mean
             variance += share**2 * gauge.sd**2 * (1.0 / count + 1.0 / gauge.count)
