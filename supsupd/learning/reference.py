@@ -99,8 +99,8 @@ class Reference:
     def denied_law(self, labels: np.ndarray, unseen: float = 0.0) -> tuple[float, float]:
         """Expectation and variance of the mean probability denied to these labels (n,) in a batch of the task.
 
-        Each class's own record, eked out by a few rows of all classes and its share of `unseen` denied ones; its spread is
-        included.
+        Each class's own record, eked out by a few rows of all classes and its share of `unseen` denied ones; its spread
+        is included.
         """
         everything = reduce(lambda whole, g: whole.joined(g, g.count), self.denied.values(), Gauge())
         mean, variance = 0.0, 0.0
