@@ -113,7 +113,10 @@ BAD_FILES = [
     ("learning = 3", "learning: given 3; expected a table of settings"),
     ("[network]\nhidden = [300, 0]", "network.hidden: given 0; expected greater than 0"),
     ("[network]\nseed = -1", "network.seed: given -1; expected greater than or equal to 0"),
-    ('[recognition]\nobjective = "hope"', "recognition.objective: given 'hope'; expected 'entropy', 'g', 'energy', 'max-logit' or 'features'"),
+    (
+        '[recognition]\nobjective = "hope"',
+        "recognition.objective: given 'hope'; expected 'entropy', 'g', 'energy', 'max-logit' or 'features'",
+    ),
     ('[recognition]\nscenario = "NNu"', "recognition.scenario: given 'NNu'; expected 'GG', 'GNs', 'GNu' or 'NNs'"),
     ('[network]\noutputs = 1\n[recognition]\nobjective = "G"', "network.outputs: given 1; expected 2 or more"),
     ("[serving]\nmax_body_bytes = 0", "serving.max_body_bytes: given 0; expected greater than 0"),
