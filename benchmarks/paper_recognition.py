@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 from paper_report import make_table, measure, new_figure, report, save_figure
-from recognition_streams import Piece, Run, Score, Setup, SmallMnist, iter_mixing, iter_visits, judge, with_junk
+from paper_stream import Piece
+from recognition_streams import Run, Score, Setup, SmallMnist, iter_mixing, iter_visits, judge, with_junk
 from rich.console import Console
 from rich.progress import track
 

@@ -41,6 +41,12 @@ class Piece:
     y: np.ndarray
     truth: np.ndarray
 
+    @property
+    def task(self) -> int:
+        """The true task of most of its rows."""
+        values, counts = np.unique(self.truth, return_counts=True)
+        return int(values[counts.argmax()])
+
 
 def iter_pieces(tasks: Sequence[TrueTask], rows: int, aligned: bool) -> Iterator[Piece]:
     """Every row of each task once, task after task, in batches of `rows`.
@@ -86,14 +92,14 @@ class Feeder:
     def feed(self, piece: Piece) -> None:
         """One batch: recognised, learned, and the unsure ones asked again where a task was found or set back."""
         number = len(self.truth) + 1
-        self.truth[number] = int(np.bincount(piece.truth).argmax())
+        self.truth[number] = piece.task
         content = hashlib.sha256(piece.x.tobytes() + piece.y.tobytes()).hexdigest()
         batch = LabelledBatch(number, content, self.engine.prepared(piece.x, piece.y))
         classes = len(self.engine.classes)
         change: Change | None = self.learner.consider(batch, classes)
         again = False
         while change is not None:
-            again |= change.kind == "new" or bool(change.recalled)
+            again |= change.may_explain_more
             self._take(change)
             change = self.learner.reconsider(classes) if again else None
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from mnist_tasks import Images
+from paper_stream import Piece
 from scipy.ndimage import rotate
 from sklearn.metrics import adjusted_rand_score
 
@@ -40,21 +41,6 @@ class Source:
     def draw(self, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         chosen = rng.choice(len(self.x), rows, replace=False)
         return self.x[chosen], self.y[chosen]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A batch with the true task (n,) of each row, which only the judge sees."""
-
-    x: np.ndarray
-    y: np.ndarray
-    truth: np.ndarray
-
-    @property
-    def task(self) -> int:
-        """The true task of most of its rows."""
-        values, counts = np.unique(self.truth, return_counts=True)
-        return int(values[counts.argmax()])
 
 
 class SmallMnist:
@@ -173,7 +159,7 @@ class Run:
         change: Change | None = self.learner.consider(LabelledBatch(number, digest, samples), self.classes)
         again = False
         while change is not None:
-            again |= change.kind == "new" or bool(change.recalled)
+            again |= change.may_explain_more
             self._take(change)
             change = self.learner.reconsider(self.classes) if again else None
         self.live.append(self.owner.get(number, 0))

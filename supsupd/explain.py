@@ -44,15 +44,15 @@ def _obstacle(evidence: dict[str, Any]) -> str:
     if "found_last_hour" in evidence:
         found, most = evidence["found_last_hour"], evidence["max_new_per_hour"]
         return f"; it has to wait: {found} tasks were found in the last hour, at most {most} may be"
-    if "strangers" in evidence:
-        return f", but not without known tasks' outliers, batches {', '.join(map(str, evidence['strangers']))}"
+    if "outliers" in evidence:
+        return f", but not without known tasks' outliers, batches {', '.join(map(str, evidence['outliers']))}"
     return ", but a known task predicts its newer batches better"
 
 
 def _left_behind(evidence: dict[str, Any]) -> str:
     """The batches that known tasks predict better than the new one does."""
-    strangers = evidence.get("strangers")
-    return f"; left behind as known tasks' outliers: batches {', '.join(map(str, strangers))}" if strangers else ""
+    outliers = evidence.get("outliers")
+    return f"; left behind as known tasks' outliers: batches {', '.join(map(str, outliers))}" if outliers else ""
 
 
 def _paper(change: Change) -> str:

@@ -23,7 +23,7 @@ TOLD = frozenset(
         "newer_batches",
         "newer_log_wealth",
         "rivals",
-        "strangers",
+        "outliers",
         "separated_from",
         "left_out",
         "ahead_of_next",
@@ -193,8 +193,8 @@ def _contest(evidence: dict[str, Any]) -> list[str]:
         )
     if "separated_from" in evidence:
         lines.append(f"two sources explain its rows better than one: those of task {evidence['separated_from']} went")
-    if "strangers" in evidence:
-        batches = ", ".join(map(str, evidence["strangers"]))
+    if "outliers" in evidence:
+        batches = ", ".join(map(str, evidence["outliers"]))
         lines.append(f"known tasks predict batches {batches} better than it predicted any: they are not its own")
     if "found_last_hour" in evidence:
         found, most = evidence["found_last_hour"], evidence["max_new_per_hour"]

@@ -300,7 +300,7 @@ class Worker:
         labelled, classes = self._labelled(row, batch, engine)
         change = engine.learner.consider(labelled, len(classes), self._found_lately())
         self._store(change, classes, newest=True)
-        if change.kind == "new" or change.recalled:
+        if change.may_explain_more:
             self._reconsider()
         if change.kind == "new":
             self._take_up_waiting()

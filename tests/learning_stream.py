@@ -47,7 +47,7 @@ class Stream:
         digest = hashlib.sha256(x.tobytes() + np.asarray(y).tobytes()).hexdigest()
         change = self.learner.consider(LabelledBatch(self.count, digest, samples_of(x, y)), self.classes, found)
         self._take(change)
-        asked_again = change.kind == "new" or change.recalled
+        asked_again = change.may_explain_more
         while asked_again and (again := self.learner.reconsider(self.classes)) is not None:
             self._take(again)
         return change.kind

@@ -95,7 +95,7 @@ def test_an_outlier_of_a_known_task_that_waits_does_not_go_with_a_new_task():
         batch = draw(0, seed)
         stream.feed(batch["x"], 9 - batch["y"])
     new = stream.changes[[change.kind for change in stream.changes].index("new", 5)]
-    assert new.evidence["strangers"] == [outlier]
+    assert new.evidence["outliers"] == [outlier]
     assert outlier not in stream.task_of
     assert {stream.task_of[number] for number in range(outlier + 1, stream.count + 1)} == {2}
 

@@ -158,16 +158,16 @@ class ContinualLearner(TaskLearner):
                 return Proof(separated, evidence | {"separated_from": companion.task_id})
         if any(provisional.wealth(newest) <= rival.wealth for rival in rivals):
             return Proof(None, evidence)
-        strangers = self._strangers(provisional, classes)
-        if not strangers:
+        outliers = self._outliers(provisional, classes)
+        if not outliers:
             return Proof(provisional, evidence)
-        evidence["strangers"] = strangers
-        kept = [m for m in provisional.members if m.batch.batch_id not in strangers]
+        evidence["outliers"] = outliers
+        kept = [m for m in provisional.members if m.batch.batch_id not in outliers]
         rest = self.rebuild(provisional.provisional_id, kept, classes) if kept else None
         proved = rest is not None and rest.wealth() >= -math.log(self.settings.promote_error)
         return Proof(rest if proved else None, evidence)
 
-    def _strangers(self, provisional: Provisional, classes: int) -> list[int]:
+    def _outliers(self, provisional: Provisional, classes: int) -> list[int]:
         """Batches that a known task predicts better, row for row, than this one predicted any: its outliers, which
         waited here. A task is no rival for what was taken back from it, which it did predict."""
         tested = zip(provisional.members[1:], provisional.wins, strict=True)

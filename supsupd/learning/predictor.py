@@ -63,6 +63,11 @@ class Query:
     method: Method
     objective: Objective
 
+    @property
+    def judged(self) -> Objective:
+        """What says whether rows are at home under their mask. Features name the task; this the mask says."""
+        return "entropy" if self.objective == "features" else self.objective
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -217,16 +222,15 @@ class Predictor:
         """
         assert self.recovery is not None
         held = self.recovery.reservoir.patterns
-        judged: Objective = "entropy" if query.objective == "features" else query.objective
         found = None
         if held:
             match = self.recovery.run(torch.from_numpy(rows).to(self.scorer.network.device)).match
             found = held[match] if match is not None else None
         places = np.array([i for i, digest in enumerate(self._hashes) if digest == found or digest not in held], int)
         if len(places):
-            surprises = self._surprise(rows, places, judged).mean(axis=1)
+            surprises = self._surprise(rows, places, query.judged).mean(axis=1)
             best = int(places[surprises.argmin()])
-            if surprises.min() <= self._gauge(best, judged).limit(len(rows), self.false_alarm):
+            if surprises.min() <= self._gauge(best, query.judged).limit(len(rows), self.false_alarm):
                 return best, self._hashes[best] == found
         return int(self._exact(rows, query.objective, per_sample=False)[0]), False
 
@@ -253,19 +257,17 @@ class Predictor:
         count, classes = len(rows), len(self.classes)
         probabilities = np.empty((count, classes), np.float32)
         entropies, surprise = np.empty(count, np.float32), np.empty(count)
-        # Features name the task; whether the rows are at home there, the mask says.
-        judged: Objective = "entropy" if query.objective == "features" else query.objective
         for place in np.unique(places):
             mine = places == place
             logits = next(iter(self.scorer.iter_logits(rows[mine], self.bank[place : place + 1])))
             probabilities[mine] = self._probabilities(place, logits[:, :classes]).cpu().numpy()
             entropies[mine] = entropy(logits).cpu().numpy()
-            raw = EVIDENCE[judged](logits, classes).cpu().numpy()
-            surprise[mine] = self._gauge(place, judged).surprise(raw)
+            raw = EVIDENCE[query.judged](logits, classes).cpu().numpy()
+            surprise[mine] = self._gauge(place, query.judged).surprise(raw)
         if not query.per_sample:
             surprise = np.full(count, surprise.mean())
         averaged = 1 if query.per_sample else count
-        gauges = [self._gauge(place, judged) for place in places.tolist()]
+        gauges = [self._gauge(place, query.judged) for place in places.tolist()]
         limits = np.array([gauge.limit(averaged, self.false_alarm) for gauge in gauges])
         return Answer(
             predicted=probabilities.argmax(axis=1),

@@ -121,6 +121,11 @@ class Change:
     recalled: tuple[Member, ...] = ()
     guard: Guard | None = None
 
+    @property
+    def may_explain_more(self) -> bool:
+        """Whether batches that are unsure are to be asked again: a task was found, or set back."""
+        return self.kind == "new" or bool(self.recalled)
+
 
 def pooled(members: tuple[Member, ...]) -> Samples:
     """The rows taken of all members, in order."""
