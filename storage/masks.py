@@ -1,13 +1,18 @@
 """The mask store: every version of every task's supermask, written once and verified at every load."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from storage import packing
-from storage.models import Json, MaskVersionRow, utc_now
+from storage import codec, packing
+from storage.models import Json, MaskVersionRow, TaskRow, utc_now
+
+BULK = tuple(column for column in MaskVersionRow.__table__.columns if column.name not in ("reference", "created_at"))
+"""What a mask is read and verified from; its record is longer to parse than its bits to hash."""
+AT_A_TIME = 16
 
 
 class MaskUnknown(LookupError):
@@ -20,7 +25,7 @@ class MaskCorrupt(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class MaskRow:
-    """A version of a task's mask.
+    """A version of a task's mask, whatever it is coded as in the store.
 
     bits: of `nbits` weights, packed; every row of a layer begins at a byte of its own, so that there may be more
     bits than weights, and those are zero. statistics: float32 of the mask's own normalisation, or None. batch_id: the
@@ -68,19 +73,21 @@ def append_mask(session: Session, mask: MaskRow) -> None:
     Raises ValueError when the bits cannot be those of `nbits` weights or the statistics are not float32, and
     sqlalchemy's IntegrityError when the version exists or the task does not.
     """
-    _check(mask)
+    density = _checked(mask)
+    stored, coding = codec.encode(mask.bits)
     session.add(
         MaskVersionRow(
             task_id=mask.task_id,
             version=mask.version,
             batch_id=mask.batch_id,
-            bits=mask.bits,
+            bits=stored,
+            coding=coding,
             nbits=mask.nbits,
             statistics=mask.statistics,
             reason=mask.reason,
             reference=mask.reference,
             sha256=mask.sha256,
-            density=mask.density,
+            density=density,
             created_at=utc_now(),
         )
     )
@@ -94,9 +101,32 @@ def load_mask(session: Session, task_id: int, version: int | None = None) -> Mas
         query = query.where(MaskVersionRow.version == version)
     row = session.scalar(query.order_by(MaskVersionRow.version.desc()).limit(1))
     if row is None:
-        wanted = "mask" if version is None else f"mask version {version}"
-        raise MaskUnknown(f"task {task_id} has no {wanted}")
-    return _verified(row)
+        raise _unknown(task_id, version)
+    return _verified(row, row.reference)
+
+
+def load_masks(session: Session, wanted: Sequence[tuple[int, int]]) -> list[MaskRow]:
+    """These (task, version), in this order, each read once and without its `reference`: a few dozen in one query.
+
+    Raises MaskUnknown or MaskCorrupt.
+    """
+    chosen = tuple_(MaskVersionRow.task_id, MaskVersionRow.version).in_(wanted)
+    # For pairs of values alone, SQLite would not use the index.
+    led = MaskVersionRow.task_id.in_({task_id for task_id, _ in wanted})
+    query = select(*BULK).where(led, chosen)
+    found = {(row.task_id, row.version): _verified(row) for row in session.execute(query)}
+    if missing := [place for place in wanted if place not in found]:
+        raise _unknown(*missing[0])
+    return [found[place] for place in wanted]
+
+
+def stored_bytes(session: Session, task_id: int, version: int) -> int:
+    """What the bits and statistics of a version take in the store, read without them. Raises MaskUnknown."""
+    size = func.length(MaskVersionRow.bits) + func.coalesce(func.length(MaskVersionRow.statistics), 0)
+    place = MaskVersionRow.task_id == task_id, MaskVersionRow.version == version
+    if (found := session.scalar(select(size).where(*place))) is None:
+        raise _unknown(task_id, version)
+    return found
 
 
 def find_before(session: Session, task_id: int, batch_id: int) -> int | None:
@@ -108,22 +138,22 @@ def find_before(session: Session, task_id: int, batch_id: int) -> int | None:
     return touched - 1 if touched > 1 else None
 
 
+def iter_heads(session: Session) -> Iterator[MaskRow]:
+    """The newest version of every task's mask, by task, a few in memory at a time and without their `reference`.
+
+    Raises MaskCorrupt.
+    """
+    last = select(func.max(MaskVersionRow.version)).where(MaskVersionRow.task_id == TaskRow.id).correlate(TaskRow)
+    newest = (MaskVersionRow.task_id == TaskRow.id) & (MaskVersionRow.version == last.scalar_subquery())
+    # Led by the task, SQLite finds the rows in order, and need not sort what it read.
+    query = select(*BULK).select_from(TaskRow).join(MaskVersionRow, newest).order_by(TaskRow.id)
+    for row in session.execute(query.execution_options(yield_per=AT_A_TIME)):
+        yield _verified(row)
+
+
 def load_heads(session: Session) -> dict[int, MaskRow]:
-    """The newest version of every task's mask, by task. Raises MaskCorrupt."""
-    newest = (
-        select(MaskVersionRow.task_id, func.max(MaskVersionRow.version).label("version"))
-        .group_by(MaskVersionRow.task_id)
-        .subquery()
-    )
-    query = (
-        select(MaskVersionRow)
-        .join(
-            newest,
-            (MaskVersionRow.task_id == newest.c.task_id) & (MaskVersionRow.version == newest.c.version),
-        )
-        .order_by(MaskVersionRow.task_id)
-    )
-    return {row.task_id: _verified(row) for row in session.scalars(query)}
+    """What `iter_heads` gives, by task. Raises MaskCorrupt."""
+    return {mask.task_id: mask for mask in iter_heads(session)}
 
 
 def list_versions(session: Session, task_id: int) -> list[int]:
@@ -141,9 +171,9 @@ def list_made_by(session: Session, batch_ids: Collection[int]) -> list[Version]:
 
 def list_corrupt(session: Session) -> list[str]:
     """Every stored mask that is not what was stored, in words."""
-    query = select(MaskVersionRow).order_by(MaskVersionRow.task_id, MaskVersionRow.version)
+    query = select(*BULK).order_by(MaskVersionRow.task_id, MaskVersionRow.version)
     problems = []
-    for row in session.scalars(query.execution_options(yield_per=16)):
+    for row in session.execute(query.execution_options(yield_per=AT_A_TIME)):
         try:
             _verified(row)
         except MaskCorrupt as error:
@@ -151,27 +181,31 @@ def list_corrupt(session: Session) -> list[str]:
     return problems
 
 
-def _check(mask: MaskRow) -> None:
-    """Raises ValueError unless the row can be a mask of `nbits` weights."""
-    if not 0 <= mask.nbits <= 8 * len(mask.bits):
-        raise ValueError(f"{len(mask.bits)} bytes cannot hold the bits of {mask.nbits} weights")
+def _unknown(task_id: int, version: int | None) -> MaskUnknown:
+    return MaskUnknown(f"task {task_id} has no mask" + (f" version {version}" if version is not None else ""))
+
+
+def _checked(mask: MaskRow) -> float:
+    """The row's density. Raises ValueError unless it can be a mask of `nbits` weights."""
+    if not (mask.nbits + 7) // 8 <= len(mask.bits) <= mask.nbits:  # no byte without a weight
+        raise ValueError(f"{len(mask.bits)} bytes cannot be the bits of {mask.nbits} weights")
     if (kept := packing.popcount(mask.bits)) > mask.nbits:
         raise ValueError(f"{kept} bits are set, more than the {mask.nbits} weights")
     if mask.statistics is not None and len(mask.statistics) % 4:
         raise ValueError(f"{len(mask.statistics)} bytes are not float32 statistics")
+    return kept / mask.nbits if mask.nbits else 0.0
 
 
-def _verified(row: MaskVersionRow) -> MaskRow:
-    mask = MaskRow(
-        row.task_id, row.version, row.batch_id, row.bits, row.nbits, row.statistics, row.reason, row.reference
-    )
+def _verified(row: MaskVersionRow | Row[Any], reference: Json | None = None) -> MaskRow:
     where = f"mask of task {row.task_id}, version {row.version}"
     try:
-        _check(mask)
+        bits = codec.decode(row.bits, row.coding, most=row.nbits)
+        mask = MaskRow(row.task_id, row.version, row.batch_id, bits, row.nbits, row.statistics, row.reason, reference)
+        density = _checked(mask)
     except ValueError as error:
         raise MaskCorrupt(f"{where}: {error}") from error
     if mask.sha256 != row.sha256:
         raise MaskCorrupt(f"{where}: the bits have another SHA-256 than when they were stored")
-    if mask.density != row.density:
-        raise MaskCorrupt(f"{where}: density {mask.density}, recorded {row.density}")
+    if density != row.density:
+        raise MaskCorrupt(f"{where}: density {density}, recorded {row.density}")
     return mask

@@ -20,6 +20,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, Session, mapped_column, object_session
 
+from storage.codec import Coding
+
 State = Literal["staged", "training", "unsure", "scored", "committed", "duplicate", "quarantined"]
 Kind = Literal["known", "new", "unsure"]
 LabelKind = Literal["int", "str"]
@@ -112,7 +114,8 @@ class TaskRow(Base):
     """A distribution that the daemon found. Its id is never given to another task.
 
     `retired_at`: no longer served, recognised or trained since then. `merged_into`: the task that answers for it.
-    `key`: what the user calls it, where the user says which task a batch belongs to.
+    `key`: what the user calls it, where the user says which task a batch belongs to. `inputs`: what its inputs look
+    like, opaque.
     """
 
     __tablename__ = "task"
@@ -128,6 +131,7 @@ class TaskRow(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     reference: Mapped[Json]
     statistics: Mapped[Blob | None]
+    inputs: Mapped[Blob | None]
     created_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]
     retired_at: Mapped[datetime | None]
@@ -184,7 +188,8 @@ class MaskVersionRow(AppendOnly, Base):
 
     `batch_id`: the batch that made it; `reason`: why it exists, when no batch made it. `reference`: the task's own
     record when the version was made, so that a return to the version is a return to its record too.
-    `sha256` is that of the bits followed by the statistics.
+    `coding`: how `bits` are coded (`storage.codec`), NULL where they are raw. `sha256` is that of the raw bits followed
+    by the statistics.
     """
 
     __tablename__ = "mask_version"
@@ -200,6 +205,8 @@ class MaskVersionRow(AppendOnly, Base):
     statistics: Mapped[Blob | None]
     reason: Mapped[str | None] = mapped_column(Text)
     reference: Mapped[Json | None]
+    # The constraint belongs to the column: SQLite can add and drop both without copying all masks.
+    coding: Mapped[str | None] = mapped_column(String(8), _one_of("coding", get_args(Coding)))
 
     __table_args__ = (_fraction("density"),)
 

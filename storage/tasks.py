@@ -110,6 +110,17 @@ def list_tasks(session: Session, retired: bool = False) -> list[TaskRow]:
     return list(session.scalars(query if retired else query.where(TaskRow.retired_at.is_(None))))
 
 
+def get_inputs(session: Session, task_id: int) -> bytes | None:
+    """What is stored of a task's inputs. None if nothing is, or there is no such task."""
+    return session.scalar(select(TaskRow.inputs).where(TaskRow.id == task_id))
+
+
+def save_inputs(session: Session, task_id: int, inputs: bytes | None) -> None:
+    """Replace what is stored of a task's inputs, or forget it. Raises TaskUnknown."""
+    load_task(session, task_id).inputs = inputs
+    session.flush()
+
+
 def count_since(session: Session, moment: datetime) -> int:
     """The tasks found since then, retired ones too."""
     return session.scalar(select(func.count()).select_from(TaskRow).where(TaskRow.created_at >= moment)) or 0
@@ -184,6 +195,12 @@ def merge(session: Session, task_id: int, other_id: int) -> TaskRow:
     row.last_seen_at = max(row.last_seen_at, other.last_seen_at)
     session.flush()
     return row
+
+
+def load_merges(session: Session) -> dict[int, int]:
+    """The task that each merged task was merged into."""
+    query = select(TaskRow.id, TaskRow.merged_into).where(TaskRow.merged_into.is_not(None)).order_by(TaskRow.id)
+    return {row.id: row.merged_into for row in session.execute(query)}
 
 
 def list_merged(session: Session, task_id: int) -> list[TaskRow]:

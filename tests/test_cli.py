@@ -262,7 +262,7 @@ def test_the_database_is_upgraded_and_checked(tmp_path):
     assert missing.returncode == 66
     assert "there is no database at" in one_line(missing)
     assert not state.exists()
-    assert run("supsupd", "db", "upgrade", "--state", state).stdout == "upgraded: 0001, 0002\n"
+    assert run("supsupd", "db", "upgrade", "--state", state).stdout == "upgraded: 0001, 0002, 0003, 0004\n"
     assert run("supsupd", "db", "upgrade", SUPSUPD_STATE=str(state)).stdout == "already up to date\n"
     assert run("supsupd", "db", "check", "--state", state).stdout == "ok\n"
     (state / "supsup.db").write_bytes(b"not a database" * 1000)

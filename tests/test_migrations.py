@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from alembic import command
 from sqlalchemy import create_engine
@@ -13,16 +14,16 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 import storage
-from storage import db, schema
+from storage import db, masks, packing, schema, tasks
 from storage.db import Database, SchemaMismatch
 from storage.models import Base
 
-ALL = ["0001", "0002"]
+ALL = ["0001", "0002", "0003", "0004"]
 NEXT = """
 import os, signal
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0003", "0002"
+revision, down_revision = "0005", "0004"
 def upgrade():
     op.create_table("half", sa.Column("id", sa.Integer(), primary_key=True))
     op.add_column("task", sa.Column("half", sa.Integer()))
@@ -45,7 +46,7 @@ def next_migration(tmp_path, end):
     """A copy of our migrations with one more, which ends with the statement `end`."""
     location = tmp_path / "migrations"
     shutil.copytree(Path(storage.__file__).parent / "migrations", location)
-    (location / "versions" / "0003_next.py").write_text(NEXT.format(end=end))
+    (location / "versions" / "0005_next.py").write_text(NEXT.format(end=end))
     return location
 
 
@@ -144,7 +145,7 @@ def test_the_second_migration_keeps_every_row_and_can_be_taken_back(path):
     with sqlite3.connect(path) as connection:
         connection.executescript(ROWS)
     stored = rows(path)
-    assert db.upgrade(path) == ["0002"]
+    assert db.upgrade(path) == ALL[1:]
     for name, found in rows(path).items():
         kept = stored.get(name, [])
         assert [{key: row[key] for key in old} for row, old in zip(found, kept, strict=True)] == kept
@@ -155,6 +156,46 @@ def test_the_second_migration_keeps_every_row_and_can_be_taken_back(path):
     migrate(path, command.downgrade, "0001")
     assert tables(path) == before
     assert rows(path) == stored
+
+
+def store_masks(path, *wanted):
+    """A migrated database with one task, of which these are the versions, 1, 2, …"""
+    db.upgrade(path)
+    store = Database.open(path)
+    with store.write() as session:
+        fields = tasks.TaskFields(version=1, batches=1, samples=1, density=0.5, bytes=1, reference={})
+        task_id = tasks.create(session, fields)
+        for version, bits in enumerate(wanted, start=1):
+            masks.append_mask(session, masks.MaskRow(task_id, version, None, bits, 8 * len(bits)))
+    store.close()
+
+
+def test_coded_masks_are_raw_bits_again_after_going_back_and_stay_so(path):
+    rng = np.random.default_rng(0)
+    wanted = [packing.pack(rng.random(8000) < density) for density in (0.01, 0.2, 0.5)]
+    store_masks(path, *wanted)
+    assert [row["coding"] for row in rows(path)["mask_version"]] == ["gaps", "zstd", None]
+    migrate(path, command.downgrade, "0002")
+    assert [row["bits"] for row in rows(path)["mask_version"]] == wanted
+    db.upgrade(path)
+    assert [(row["bits"], row["coding"]) for row in rows(path)["mask_version"]] == [(bits, None) for bits in wanted]
+    assert db.check(path) == []
+
+
+def test_a_damaged_mask_keeps_its_schema(path):
+    store_masks(path, bytes(1000))
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE mask_version SET bits = x'00'")
+    before = rows(path)
+    with pytest.raises(RuntimeError, match=r"^mask of task 1, version 1: .+$"):
+        migrate(path, command.downgrade, "0002")
+    assert rows(path) == before
+
+
+def test_the_database_itself_refuses_an_unknown_coding(path):
+    store_masks(path, bytes(1000))
+    with sqlite3.connect(path) as connection, pytest.raises(sqlite3.IntegrityError, match="coding_is_known"):
+        connection.execute("UPDATE mask_version SET coding = 'lzma'")
 
 
 def test_statistics_are_not_lost_by_going_back(path):
@@ -231,9 +272,9 @@ def test_a_kill_in_a_migration_leaves_the_old_schema(tmp_path, path):
 
 def test_a_migration_that_ends_is_applied(tmp_path, path):
     location = str(next_migration(tmp_path, "pass"))
-    assert db.upgrade(path, location) == [*ALL, "0003"]
+    assert db.upgrade(path, location) == [*ALL, "0005"]
     assert "half" in tables(path)
-    with pytest.raises(SchemaMismatch, match="0003 is newer"):
+    with pytest.raises(SchemaMismatch, match="0005 is newer"):
         Database.open(path)
 
 
