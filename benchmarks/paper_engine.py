@@ -75,7 +75,7 @@ class Engine:
     def predictor(self, tasks: Sequence[TaskRecord], features: FeatureModel | None = None) -> Predictor:
         """What answers queries from these masks; `features` is what recognition.features would keep of their rows."""
         served = (
-            ServedTask(t.task_id, t.version, t.packed, t.reference.evidence, frozenset(t.reference.labels))
+            ServedTask(t.task_id, t.version, t.mask, t.reference.evidence, frozenset(t.reference.labels))
             for t in tasks
         )
         recognition = self.setup.recognition

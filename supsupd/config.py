@@ -198,6 +198,12 @@ class RecognitionSettings(Section):
     inference: Method = "exact"
     """How a query's task is found, where the query says nothing else; so for the objective."""
     objective: Annotated[Objective, BeforeValidator(_objective)] = "entropy"
+    shortlist_above: PositiveInt = 1024
+    """With more tasks than these, a query is scored under `shortlist` masks: those of the most likely inputs."""
+    shortlist: PositiveInt = 256
+    batch_shortlist: Annotated[int, Field(ge=4)] = 16
+    """Tasks that a labelled batch is compared with first: those used last, and those of the most likely inputs. What
+    none of them explains is shown to all."""
     features: bool = False
     """Keep statistics of each task's inputs, in features of the whole network, for objective features."""
 
@@ -217,6 +223,15 @@ class RecognitionSettings(Section):
         if not self.tasks_given:
             return "ignored"
         return "all" if self.scenario == "GG" else "labelled"
+
+
+class BankSettings(Section):
+    """How much memory the masks may take."""
+
+    memory_bytes: PositiveInt = 2048 * MIB
+    """Packed masks in memory; those used longest ago are read from the store when they are wanted."""
+    ready_bytes: PositiveInt = 128 * MIB
+    """Weights under the masks used last, ready to run."""
 
 
 class ReservoirSettings(Section):
@@ -283,6 +298,7 @@ class Settings(BaseSettings):
     network: NetworkSettings = NetworkSettings()
     learning: LearningSettings = LearningSettings()
     recognition: RecognitionSettings = RecognitionSettings()
+    bank: BankSettings = BankSettings()
     reservoir: ReservoirSettings = ReservoirSettings()
     intake: IntakeSettings = IntakeSettings()
     serving: ServingSettings = ServingSettings()

@@ -17,6 +17,7 @@ from storage import decisions, ledger, masks, tasks, training_states
 from storage.models import BatchRow, Kind
 from storage.tasks import TaskConflict, TaskUnknown
 from supsupd import persistence
+from supsupd.learning.bank import Mask
 from supsupd.learning.network import Network
 from supsupd.learning.records import TaskRecord
 from supsupd.learning.reference import Reference
@@ -50,7 +51,7 @@ def retire(worker: Worker, task_id: int) -> None:
     with worker.database.write() as session:
         tasks.retire(session, task_id)
     engine.learner.forget_task(task_id)
-    worker.withdraw(task_id)
+    engine.withdraw(task_id)
     log.info("task_retired", task=task_id)
 
 
@@ -64,7 +65,7 @@ def reopen(worker: Worker, task_id: int) -> None:
         training_states.touch(session, task_id)
         training_states.keep_recent(session, worker.settings.learning.active_tasks)
     engine.learner.restore_task(record)
-    worker.serve(record)
+    engine.serve(record)
     log.info("task_reopened", task=task_id)
 
 
@@ -78,10 +79,12 @@ def merge(worker: Worker, task_id: int, other_id: int) -> None:
         row = tasks.merge(session, task_id, other_id)
         training_states.forget(session, other_id)
         _move(session, ledger.list_committed(session, other_id), Move("merge", other_id, task_id))
+        merged = replace(engine.learner.tasks[task_id], batches=row.batches, samples=row.samples)
+        merged = replace(merged, inputs=persistence.merge_inputs(session, task_id, other_id))
     engine.learner.forget_task(other_id)
-    # In its place: a merge is no use of the task.
-    engine.learner.tasks[task_id] = replace(engine.learner.tasks[task_id], batches=row.batches, samples=row.samples)
-    worker.withdraw(other_id, task_id)
+    engine.learner.tasks[task_id] = merged  # in its place: a merge is no use of the task
+    engine.serve(merged)
+    engine.withdraw(other_id, task_id)
     log.info("tasks_merged", task=task_id, merged=other_id)
 
 
@@ -107,7 +110,7 @@ def split(worker: Worker, task_id: int, batch_id: int) -> int:
     engine.learner.forget_task(task_id)
     for record in (old, new):
         engine.learner.restore_task(record)
-        worker.serve(record)
+        engine.serve(record)
     log.info("task_split", task=task_id, batch=batch_id, new=new.task_id, batches=len(moved))
     return new.task_id
 
@@ -134,7 +137,7 @@ def _earlier(task: TaskRecord, mask: masks.MaskRow, batches: int, samples: int) 
     return replace(
         task,
         version=task.version + 1,
-        packed=np.frombuffer(mask.packed, np.uint8),
+        mask=Mask(np.frombuffer(mask.packed, np.uint8)),
         density=mask.density,
         # Version 0.1 kept no record with a mask.
         reference=task.reference if mask.reference is None else Reference.from_json(mask.reference),

@@ -6,6 +6,7 @@ transaction. A crash leaves all of it or nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +18,25 @@ from safetensors import SafetensorError
 from storage import decisions, features, ledger, masks, networks, tasks, training_states
 from storage.models import BatchRow, Kind, NetworkRow, TaskRow
 from supsupd.explain import why, why_set_back
+from supsupd.learning.bank import Key, Mask, MaskBank
 from supsupd.learning.device import Device
 from supsupd.learning.features import FeatureModel
+from supsupd.learning.index import InputDensity, InputMoments
 from supsupd.learning.labels import ClassList
 from supsupd.learning.learner import TrainingState
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.normalise import Normaliser
 from supsupd.learning.pretrained import Pretrained
-from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord
+from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord, pooled
 from supsupd.learning.reference import Reference
 from supsupd.learning.transforms import Transforms
 from supsupd.scenarios import name_after_key
 
 if TYPE_CHECKING:
     from storage.db import Session
+
+MASKS_READ = 500
+"""Masks read by one query at a start."""
 
 log = structlog.get_logger("supsupd.storage")
 
@@ -100,35 +106,87 @@ def load_network(
     return network, normaliser, ClassList(tuple(row.classes), network.architecture.outputs)
 
 
-def load_tasks(session: Session, network: Network) -> list[TaskRecord]:
-    """All tasks in use, the one used last at the end. Raises MaskCorrupt."""
-    heads = masks.load_heads(session)
-    states = training_states.load_states(session)
-    recency = {state.task_id: turn for turn, state in enumerate(reversed(states))}
-    payloads = {state.task_id: state.payload for state in states}
-    rows = sorted(tasks.list_tasks(session), key=lambda row: (recency.get(row.id, -1), row.id))
-    return [_task_record(row, heads[row.id], payloads.get(row.id), network) for row in rows]
+def load_tasks(session: Session, network: Network, bank: MaskBank) -> list[TaskRecord]:
+    """All tasks in use, the one used last at the end; the masks of those in memory as far as the bank has room.
+
+    Raises MaskCorrupt.
+    """
+    states = {state.task_id: (turn, state.payload) for turn, state in enumerate(training_states.load_states(session))}
+    rows = sorted(tasks.list_tasks(session), key=lambda row: (-states.get(row.id, (len(states), b""))[0], row.id))
+    nbytes = network.architecture.mask_bytes
+    hot = rows[max(0, len(rows) - bank.limit // nbytes) :]
+    heads = _read_masks(session, [(row.id, row.version) for row in hot])
+    found = []
+    for row in rows:
+        mask = heads.get(row.id) or bank.cold((row.id, row.version), nbytes)
+        payload = states[row.id][1] if row.id in states else None
+        found.append(_task_record(row, mask, payload, network))
+    return found
+
+
+def _read_masks(session: Session, keys: Sequence[Key]) -> dict[int, Mask]:
+    """By task id."""
+    found: dict[int, Mask] = {}
+    for start in range(0, len(keys), MASKS_READ):
+        part = keys[start : start + MASKS_READ]
+        found |= {key[0]: Mask(packed) for key, packed in zip(part, load_packed(session, part), strict=True)}
+    return found
+
+
+def load_packed(session: Session, keys: Sequence[Key]) -> list[np.ndarray]:
+    """Packed masks by task id and version, in order. Raises MaskUnknown, MaskCorrupt."""
+    return [_packed(mask) for mask in masks.load_masks(session, keys)]
 
 
 def load_task(session: Session, task_id: int, network: Network) -> TaskRecord:
     """One task, in use or not, with its newest mask. Raises TaskUnknown, MaskUnknown, MaskCorrupt."""
     row = tasks.load_task(session, task_id)
     payload = training_states.get_payload(session, task_id)
-    return _task_record(row, masks.load_mask(session, task_id), payload, network)
+    return _task_record(row, Mask(_packed(masks.load_mask(session, task_id))), payload, network)
 
 
-def _task_record(row: TaskRow, mask: masks.MaskRow, payload: bytes | None, network: Network) -> TaskRecord:
+def _packed(mask: masks.MaskRow) -> np.ndarray:
+    return np.frombuffer(mask.packed, dtype=np.uint8)
+
+
+def _task_record(row: TaskRow, mask: Mask, payload: bytes | None, network: Network) -> TaskRecord:
     return TaskRecord(
         task_id=row.id,
         version=row.version,
-        packed=np.frombuffer(mask.packed, dtype=np.uint8),
+        mask=mask,
         density=row.density,
         reference=Reference.from_json(row.reference),
         batches=row.batches,
         samples=row.samples,
         state=_training_state(row.id, payload, network) if payload is not None else None,
         key=row.key,
+        inputs=None if (moments := _moments(row.id, row.inputs)) is None else InputDensity.of(moments),
     )
+
+
+def load_moments(session: Session, task_id: int) -> InputMoments | None:
+    """What is known of a task's inputs; None if nothing is."""
+    return _moments(task_id, tasks.get_inputs(session, task_id))
+
+
+def merge_inputs(session: Session, task_id: int, other_id: int) -> InputDensity | None:
+    """A task's inputs with those of another one, stored; None unless both are known."""
+    own, other = load_moments(session, task_id), load_moments(session, other_id)
+    if own is None or other is None:
+        tasks.save_inputs(session, task_id, None)
+        return None
+    moments = own.joined(other)
+    tasks.save_inputs(session, task_id, moments.to_bytes())
+    return InputDensity.of(moments)
+
+
+def _moments(task_id: int, stored: bytes | None) -> InputMoments | None:
+    """None when nothing is stored, or what is stored is damaged: the task is then always among those looked at."""
+    try:
+        return None if stored is None else InputMoments.from_bytes(stored)
+    except (SafetensorError, KeyError, ValueError) as error:
+        log.warning("task_inputs_damaged", task=task_id, reason=str(error))
+        return None
 
 
 def _training_state(task_id: int, payload: bytes, network: Network) -> TrainingState | None:
@@ -144,6 +202,7 @@ def store_change(session: Session, change: Change, network: Network, active_task
     """Writes all that a change did; returns it with the id that a new task got."""
     if change.task is not None:
         change = _store_task(session, change, change.task, network)
+        change = _store_inputs(session, change)
         training_states.keep_recent(session, active_tasks)
         for member in change.assigned:
             _finish(session, member.batch, change, "committed", _about(member, change))
@@ -171,6 +230,21 @@ def _store_task(session: Session, change: Change, task: TaskRecord, network: Net
     return replace(change, task=task)
 
 
+def _store_inputs(session: Session, change: Change) -> Change:
+    """Adds the rows that the task learned to what is known of its inputs; what it took back fades by itself."""
+    task = change.task
+    assert task is not None
+    if not change.assigned:
+        return change
+    moments, known = InputMoments.of(pooled(change.assigned).x.cpu().numpy()), load_moments(session, task.task_id)
+    if known is not None:
+        moments = known.joined(moments)
+    elif task.batches > len(change.assigned):
+        return change  # learned by a version that kept no inputs: a few of its rows would misrepresent it
+    tasks.save_inputs(session, task.task_id, moments.to_bytes())
+    return replace(change, task=replace(task, inputs=InputDensity.of(moments)))
+
+
 def mask_row(
     task: TaskRecord, architecture: Architecture, batch_id: int | None, reason: str | None = None
 ) -> masks.MaskRow:
@@ -194,7 +268,7 @@ def task_fields(task: TaskRecord) -> tasks.TaskFields:
         batches=task.batches,
         samples=task.samples,
         density=task.density,
-        bytes=task.packed.nbytes,
+        bytes=task.mask.nbytes,
         reference=task.reference.to_json(),
         accuracy=task.reference.accuracy,
         entropy=task.reference.evidence["entropy"].mean,

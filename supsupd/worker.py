@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,21 +23,16 @@ from streams.tasks import accept
 from supsupd import attractors, persistence, scenarios
 from supsupd.commands import CommandQueue
 from supsupd.config import Settings
+from supsupd.engine import Engine
 from supsupd.founding import found_network, wants_more_rows
 from supsupd.learning.device import Device
-from supsupd.learning.features import FeatureModel
-from supsupd.learning.inference import Scorer
 from supsupd.learning.labels import ClassList, LabelMismatch
 from supsupd.learning.learner import Samples
-from supsupd.learning.modules import UnsupportedNetwork
 from supsupd.learning.network import Network
 from supsupd.learning.normalise import Normaliser, ShapeMismatch
-from supsupd.learning.predictor import Predictor, ServedTask
-from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord
-from supsupd.learning.reservoir import Recovery, Reservoir
-from supsupd.learning.rules import pick_learner
-from supsupd.learning.tasks import TaskLearner
-from supsupd.learning.transforms import Transforms
+from supsupd.learning.predictor import Predictor
+from supsupd.learning.records import Change, LabelledBatch, Member
+from supsupd.learning.reservoir import Reservoir
 from supsupd.scoring import score, write_predictions
 
 if TYPE_CHECKING:
@@ -52,18 +46,6 @@ NO_TASK = "no task is known yet; it is scored as soon as there is one"
 T = TypeVar("T")
 
 log = structlog.get_logger("supsupd.learning")
-
-
-@dataclass
-class Engine:
-    """What exists once a network does; replaced as a whole, never half."""
-
-    network: Network
-    normaliser: Normaliser
-    classes: ClassList
-    learner: TaskLearner
-    features: FeatureModel | None = None
-    reservoir: Reservoir | None = None
 
 
 class Worker:
@@ -80,7 +62,6 @@ class Worker:
         self.database = database
         self.spool = spool
         self.device = device
-        self.predictor: Predictor | None = None
         self.learned = 0
         self.busy = False
         self._engine: Engine | None = None
@@ -101,50 +82,32 @@ class Worker:
             if row is not None:
                 scenarios.check_stored(row, self.settings)
                 self._start_engine(*persistence.load_network(row, self.device, self.settings.network.pretrained))
-                self._warn_of_ignored_settings()
-                self._load_features()
+                self._loaded.warn_of_ignored_settings()
                 if self.settings.reservoir.enabled:
-                    self._hold(attractors.load_reservoir(session, self._loaded.network))
-                records = persistence.load_tasks(session, self._loaded.network)
+                    self._loaded.hold(attractors.load_reservoir(session, self._loaded.network))
+                records = persistence.load_tasks(session, self._loaded.network, self._loaded.bank)
                 released += ledger.release_waiting(session, labelled=True)
             if records:
                 released += ledger.release_waiting(session, labelled=False)
-        for record in records:
-            self._loaded.learner.restore_task(record)
-            self.serve(record)
         if self._engine is not None:
+            self._engine.learner.restore_tasks(records)
+            self._engine.serve(*records)
             self._serve_merged()
             self._rebuild_provisionals(self._engine)
             self._resume_reconsidering()
         log.info("loaded", tasks=len(records), released=released)
 
-    def _load_features(self) -> None:
-        """What is known of the tasks' inputs, where that is kept and the network has features."""
-        engine = self._loaded
-        if not self.settings.recognition.features:
-            return
-        try:
-            FeatureModel(engine.network, engine.normaliser.transforms).check()
-        except UnsupportedNetwork as error:
-            log.warning("features_not_kept", reason=str(error))
-            return
-        with self.database.read() as session:
-            engine.features = persistence.load_features(session, engine.network, engine.normaliser.transforms)
-
-    def _hold(self, reservoir: Reservoir) -> None:
-        """The masks in the reservoir are finished from now on, and queries may recover them."""
-        engine = self._loaded
-        assert self.predictor is not None
-        engine.reservoir = engine.learner.reservoir = reservoir
-        recovery = Recovery(reservoir, engine.network, self.settings.reservoir)
-        self.predictor = replace(self.predictor, recovery=recovery)
-
     def _serve_merged(self) -> None:
         """The tasks that were merged into others are answered for by those."""
         with self.database.read() as session:
-            merged = [row for row in tasks.list_tasks(session, retired=True) if row.merged_into is not None]
-        for row in merged:
-            self.withdraw(row.id, row.merged_into)
+            merges = tasks.load_merges(session)
+        for task_id, into in merges.items():
+            self._loaded.withdraw(task_id, into)
+
+    @property
+    def predictor(self) -> Predictor | None:
+        """What answers queries; None before there is a network."""
+        return None if self._engine is None else self._engine.predictor
 
     @property
     def engine(self) -> Engine | None:
@@ -156,40 +119,9 @@ class Worker:
         assert self._engine is not None
         return self._engine
 
-    def _warn_of_ignored_settings(self) -> None:
-        asked, engine = self.settings.network, self._loaded
-        architecture = engine.network.architecture
-        in_use = {
-            "kind": (architecture.kind, asked.kind),
-            "hidden": (architecture.hidden, tuple(asked.hidden or architecture.hidden)),
-            "channels": (architecture.channels, tuple(asked.channels)),
-            "width": (architecture.width, asked.width),
-            "norm": (architecture.norm, asked.norm or architecture.norm),
-            "seed": (engine.network.seed, asked.seed),
-            "normalisation": (engine.normaliser.rule, asked.normalisation),
-            "transforms": (engine.normaliser.transforms, Transforms.of(asked.transforms)),
-        }
-        ignored = {name: stored for name, (stored, wanted) in in_use.items() if stored != wanted}
-        if ignored:
-            log.warning("network_settings_ignored", reason="a network never changes", in_use=ignored)
-
     def _start_engine(self, network: Network, normaliser: Normaliser, classes: ClassList) -> None:
-        recognition, learning = self.settings.recognition, self.settings.learning
-        scorer = Scorer(network, learning.threads)
-        scorer.warm_up()
-        learner = pick_learner(recognition)(network, scorer, learning, recognition, normaliser.transforms)
-        room = network.architecture.outputs - scenarios.spare_outputs(recognition.objective)
-        classes = replace(classes, outputs=room)
-        self._engine = Engine(network, normaliser, classes, learner)
-        self.predictor = Predictor(
-            scorer,
-            normaliser,
-            classes,
-            self.settings.inference,
-            recognition.objective,
-            recognition.false_alarm,
-            labels_shared=recognition.labels_shared,
-        )
+        self._engine = Engine.start(self.settings, self.database, network, normaliser, classes)
+        self._engine.load_features(self.database)
 
     def _rebuild_provisionals(self, engine: Engine) -> None:
         with self.database.read() as session:
@@ -355,10 +287,10 @@ class Worker:
         engine.classes, engine.features = classes, features
         engine.learner.apply(change)
         if reservoir is not None:
-            self._hold(reservoir)
+            engine.hold(reservoir)
             attractors.warn_of_load(reservoir, self.settings.reservoir)
         if change.task is not None:
-            self.serve(change.task)
+            engine.serve(change.task)
             self.learned += len(change.assigned)
         self._forget_done(change)
         _log_change(change)
@@ -385,18 +317,6 @@ class Worker:
         for sha256 in (done - self._watched - waiting) | {batch.sha256 for batch in change.given_up}:
             self.spool.remove(sha256)
 
-    def serve(self, task: TaskRecord) -> None:
-        """Answers queries by a task's newest mask from now on."""
-        assert self.predictor is not None
-        record = task.reference
-        served = ServedTask(task.task_id, task.version, task.packed, record.evidence, frozenset(record.labels))
-        self.predictor = replace(self.predictor, features=self._loaded.features).with_mask(served, self._loaded.classes)
-
-    def withdraw(self, task_id: int, into: int | None = None) -> None:
-        """Serves a task no longer; the task `into` answers for it, if there is one."""
-        assert self.predictor is not None
-        self.predictor = self.predictor.without_task(task_id, into)
-
     # -- the first batches ----------------------------------------------------------------------------------------
 
     def _found_network(self, row: BatchRow, batch: Batch) -> bool:
@@ -412,9 +332,7 @@ class Worker:
         with self.database.write() as session:
             persistence.save_network(session, network, normaliser, classes, scenarios.to_stored(self.settings))
         self._start_engine(network, normaliser, classes)
-        self._load_features()
-        if self.settings.reservoir.enabled:
-            self._hold(Reservoir.empty(network))
+        self._loaded.begin_reservoir()
         log.info("network_made", widths=network.architecture.widths, seed=settings.seed, sha256=network.sha256)
         for waiting_row, _ in waiting:
             self._process(waiting_row)

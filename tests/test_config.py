@@ -103,7 +103,7 @@ def test_loading_creates_nothing(tmp_path, watched):
 
 
 BAD_FILES = [
-    ("colour = 1", "colour: given 1; expected one of the keys device, intake"),
+    ("colour = 1", "colour: given 1; expected one of the keys bank, device, intake"),
     ("[learning]\nlrr = 1", "learning.lrr: given 1; expected one of the keys active_tasks"),
     ("[learning]\nlr = 0", "learning.lr: given 0; expected greater than 0"),
     ("[learning]\nlr = nan", "learning.lr: given nan; expected"),

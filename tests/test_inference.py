@@ -6,9 +6,11 @@ import torch
 from learning_stream import small_network
 from test_network import random_mask
 
+from supsupd.learning.bank import Mask, Masks
 from supsupd.learning.inference import (
     EVIDENCE,
-    TABLE_ROWS,
+    KERNEL_ROWS,
+    READY_ROWS,
     NoSuperfluousNeurons,
     Scorer,
     Slopes,
@@ -17,12 +19,10 @@ from supsupd.learning.inference import (
     reference_logits,
     reference_slopes,
 )
-from supsupd.learning.kernels import bank_times_vector
 
 
 def bank_of(network, count):
-    masks = [network.pack(random_mask(network, 0.5, seed)) for seed in range(count)]
-    return np.stack(masks) if masks else np.empty((0, network.architecture.mask_bytes), np.uint8)
+    return Masks.of([network.pack(random_mask(network, 0.5, seed)) for seed in range(count)])
 
 
 def rows_of(network, count, scale=1.0):
@@ -30,31 +30,32 @@ def rows_of(network, count, scale=1.0):
     return (scale * rng.standard_normal((count, network.architecture.inputs))).astype(np.float32)
 
 
-@pytest.mark.parametrize("rows", [1, TABLE_ROWS, TABLE_ROWS + 1, 50])
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, KERNEL_ROWS, KERNEL_ROWS + 1, 50])
 @pytest.mark.parametrize("widths", [(64, (100,), 10), (13, (7, 9), 3), (5, (), 4)])
 def test_exact_scoring_from_bits_equals_the_dense_reference(widths, rows):
     network = small_network(widths[0], widths[1], widths[2])
     bank, x = bank_of(network, 5), rows_of(network, rows)
-    found = list(Scorer(network, threads=2).iter_logits(x, bank))
+    found = Scorer(network, threads=2).logits(x, bank.load())
     assert len(found) == 5
-    for logits, packed in zip(found, bank, strict=True):
-        np.testing.assert_allclose(logits, reference_logits(network, packed, x), rtol=1e-4, atol=1e-4)
+    for logits, mask in zip(found, bank, strict=True):
+        np.testing.assert_allclose(logits, reference_logits(network, mask.packed, x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("x", [np.zeros((1, 13)), np.full((1, 13), 7.0), np.full((1, 13), 1e-42)])
 def test_constant_and_denormal_inputs_score_like_any_other(x):
     network = small_network(13, (7,), 3)
     bank, x = bank_of(network, 3), x.astype(np.float32)
-    for logits, packed in zip(Scorer(network, 1).iter_logits(x, bank), bank, strict=True):
-        np.testing.assert_allclose(logits, reference_logits(network, packed, x), rtol=1e-4, atol=1e-6)
+    for logits, mask in zip(Scorer(network, 1).logits(x, bank.load()), bank, strict=True):
+        np.testing.assert_allclose(logits, reference_logits(network, mask.packed, x), rtol=1e-4, atol=1e-6)
 
 
 def test_scores_do_not_depend_on_threads_or_on_the_other_masks():
     network = small_network(64, (30,), 20)
     bank, x = bank_of(network, 200), rows_of(network, 3)
-    alone = np.stack([next(iter(Scorer(network, 1).iter_logits(x, packed[None]))) for packed in bank])
+    one = Scorer(network, 1)
+    alone = np.stack([one.logits(x, Masks([mask]).load())[0] for mask in bank])
     for threads in (1, 3):
-        together = np.stack(list(Scorer(network, threads).iter_logits(x, bank)))
+        together = Scorer(network, threads).logits(x, bank.load()).numpy()
         assert np.array_equal(together, alone)
 
 
@@ -65,10 +66,24 @@ def test_no_masks_give_no_scores():
 
 
 @pytest.mark.parametrize("objective", EVIDENCE)
+@pytest.mark.parametrize("rows", [1, KERNEL_ROWS, KERNEL_ROWS + 1])
+@pytest.mark.parametrize("masks", [0, 1, 70])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_evidence_from_bits_equals_that_of_the_reference_logits(objective, rows, masks, scale):
+    network = small_network(13, (7,), 5)
+    bank, x = bank_of(network, masks), rows_of(network, rows, scale)
+    found = Scorer(network, 2).evidence(objective, x, bank, classes=3)
+    assert found.shape == (masks, rows)
+    for values, mask in zip(found, bank, strict=True):
+        logits = torch.from_numpy(reference_logits(network, mask.packed, x))
+        np.testing.assert_allclose(values, EVIDENCE[objective](logits, 3), rtol=1e-4, atol=1e-4 * max(1.0, scale))
+
+
+@pytest.mark.parametrize("objective", EVIDENCE)
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_one_shot_from_bits_equals_the_gradient_in_alpha(count, objective):
     network = small_network(13, (7, 9), 5)
-    slopes = Slopes(network, bank_of(network, count), objective, classes=3)
+    slopes = Slopes(Scorer(network, 1), bank_of(network, count), objective, classes=3)
     x, places = rows_of(network, 6), np.arange(count)
     reference = reference_slopes(slopes, x, places)
     np.testing.assert_allclose(slopes.descent(x, places), reference, rtol=1e-4, atol=1e-6)
@@ -77,7 +92,7 @@ def test_one_shot_from_bits_equals_the_gradient_in_alpha(count, objective):
 
 def reference_binary(slopes, x):
     """The rounds of Binary on the dense reference: the kept half of the masks after each."""
-    places, rounds = list(range(len(slopes.bank))), []
+    places, rounds = list(range(len(slopes.masks))), []
     while len(places) > 1:
         descent = reference_slopes(slopes, x, np.array(places))
         best = sorted(range(len(places)), key=lambda i: (-descent[i], i))[: (len(places) + 1) // 2]
@@ -89,7 +104,7 @@ def reference_binary(slopes, x):
 @pytest.mark.parametrize("count", [1, 2, 3, 17])
 def test_binary_keeps_the_half_that_the_reference_keeps_round_for_round(count):
     network = small_network(13, (7, 9), 5)
-    slopes, x = Slopes(network, bank_of(network, count), "entropy", classes=3), rows_of(network, 6)
+    slopes, x = Slopes(Scorer(network, 1), bank_of(network, count), "entropy", classes=3), rows_of(network, 6)
     rounds = reference_binary(slopes, x)
     assert len(rounds) == int(np.ceil(np.log2(count)))
     assert slopes.binary(x) == (rounds[-1][0] if rounds else 0)
@@ -97,7 +112,7 @@ def test_binary_keeps_the_half_that_the_reference_keeps_round_for_round(count):
 
 def test_binary_among_a_thousand_masks_takes_ten_rounds_to_one():
     network = small_network(13, (7,), 5)
-    slopes, x = Slopes(network, bank_of(network, 1000), "entropy", classes=3), rows_of(network, 4)
+    slopes, x = Slopes(Scorer(network, 1), bank_of(network, 1000), "entropy", classes=3), rows_of(network, 4)
     rounds = reference_binary(slopes, x)
     assert [len(kept) for kept in rounds] == [500, 250, 125, 63, 32, 16, 8, 4, 2, 1]
     assert slopes.binary(x) in rounds[-3]  # near ties may fall otherwise in float32
@@ -105,7 +120,7 @@ def test_binary_among_a_thousand_masks_takes_ten_rounds_to_one():
 
 def test_objective_g_looks_at_the_superfluous_outputs_alone():
     network = small_network(13, (7,), 5)
-    slopes, x = Slopes(network, bank_of(network, 3), "g", classes=5), rows_of(network, 2)
+    slopes, x = Slopes(Scorer(network, 1), bank_of(network, 3), "g", classes=5), rows_of(network, 2)
     with pytest.raises(NoSuperfluousNeurons, match="more outputs than classes"):
         slopes.one_shot(x)
     logits = torch.tensor([[50.0, -3.0, 1.0, 2.0]])
@@ -120,13 +135,23 @@ def test_without_superfluous_outputs_there_is_no_evidence_g():
     assert "g" not in scorer.score(x, bank, 5).evidence
 
 
-@pytest.mark.parametrize(("masks", "length"), [(0, 16), (1, 8), (5, 24), (2501, 16)])
-def test_bank_times_vector_sums_what_the_bits_keep(masks, length):
-    rng = np.random.default_rng(masks)
-    bank = rng.integers(0, 256, (masks, length // 8), dtype=np.uint8)
-    vector = rng.standard_normal(length).astype(np.float32)
-    bits = np.unpackbits(bank, axis=1, bitorder="little").astype(np.float64)
-    np.testing.assert_allclose(bank_times_vector(bank, vector), bits @ vector.astype(np.float64), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("rows", [1, READY_ROWS, READY_ROWS + 1, 40])
+def test_one_mask_alone_gives_what_the_reference_gives_the_first_time_and_the_next(rows):
+    network = small_network(13, (7, 9), 5)
+    scorer, x = Scorer(network, 1, ready_bytes=1), rows_of(network, rows)
+    for mask in [*bank_of(network, 2), *bank_of(network, 2)]:
+        for _ in range(2):
+            np.testing.assert_allclose(
+                scorer.run(x, mask), reference_logits(network, mask.packed, x), rtol=1e-4, atol=1e-5
+            )
+
+
+def test_ready_weights_never_answer_for_another_mask():
+    network = small_network(13, (7,), 5)
+    scorer, x = Scorer(network, 1), rows_of(network, 20)
+    for seed in range(50):  # each is gone before the next, which may lie where it lay
+        mask = Mask(network.pack(random_mask(network, 0.5, seed)))
+        np.testing.assert_allclose(scorer.run(x, mask), reference_logits(network, mask.packed, x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("masks", [1, 2, 3, 50])

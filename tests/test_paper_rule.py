@@ -8,7 +8,8 @@ from learning_stream import Stream, small_network
 from test_worker import learn_all, new_store, one_thread, worker_of  # noqa: F401 - fixtures
 
 from supsupd.config import RecognitionSettings
-from supsupd.learning.inference import Slopes
+from supsupd.learning.bank import Masks
+from supsupd.learning.inference import Scorer, Slopes
 from supsupd.learning.paper_rule import LEAST_MASKS
 
 
@@ -44,11 +45,11 @@ def test_nu_is_the_softmax_of_the_one_shot_slopes_over_the_masks_and_those_not_t
     learner = stream.learner
     masks = [learner.tasks[i].packed for i in sorted(learner.tasks)]
     untrained = [learner.learner.packed(learner.learner.fresh(f"paper {i}")) for i in range(len(masks) + 1, 6)]
-    bank = np.stack([*masks, *untrained])
+    bank = Masks.of([*masks, *untrained])
     assert len(bank) == LEAST_MASKS
     stream.feed(**draw(0, 2))
     x = stream.changes[-1].assigned[0].batch.samples.x.numpy()
-    slopes = torch.from_numpy(Slopes(small_network(), bank, "entropy", 10).descent(x, np.arange(5)))
+    slopes = torch.from_numpy(Slopes(Scorer(small_network(), 1), bank, "entropy", 10).descent(x, np.arange(5)))
     nu = torch.softmax(slopes.double(), dim=0)
     assert stream.changes[-1].evidence["paper"]["k_max_nu"] == pytest.approx(5 * float(nu.max()), abs=1e-4)
 

@@ -8,6 +8,7 @@ import pytest
 from storage import masks, tasks
 from storage.db import Database, upgrade
 from supsupd import persistence
+from supsupd.learning.bank import Mask
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.records import TaskRecord
 from supsupd.learning.reference import Gauge, Reference
@@ -43,7 +44,7 @@ def test_a_mask_comes_back_bit_for_bit_and_its_density_counts_weights(store, arc
     packed = packed_at_random(network)
     kept = int(np.bitwise_count(packed[: architecture.bit_bytes]).sum())
     reference = Reference(errors=1.5, hits=9.0, labels={3: 7}, evidence={"entropy": Gauge(8.0, 0.5, 0.25)})
-    task = TaskRecord(0, 1, packed, kept / architecture.weights, reference, batches=2, samples=128)
+    task = TaskRecord(0, 1, Mask(packed), kept / architecture.weights, reference, batches=2, samples=128)
     with store.write() as session:
         task_id = tasks.create(session, persistence.task_fields(task))
         masks.append_mask(session, persistence.mask_row(replace(task, task_id=task_id), architecture, None, "why"))

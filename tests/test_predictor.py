@@ -7,6 +7,7 @@ import pytest
 from digits import draw, held_out
 from learning_stream import Stream, samples_of
 
+from supsupd.learning.bank import Mask
 from supsupd.learning.features import FeatureModel
 from supsupd.learning.inference import NoSuperfluousNeurons, ObjectiveUnavailable
 from supsupd.learning.labels import ClassList
@@ -18,7 +19,7 @@ CLASSES = ClassList(tuple(range(10)), 100)
 
 
 def served(task):
-    return ServedTask(task.task_id, task.version, task.packed, task.reference.evidence)
+    return ServedTask(task.task_id, task.version, task.mask, task.reference.evidence)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_successive_halving_answers_as_if_all_masks_had_seen_all_rows(stream):
     predictor = predictor_by("exact", stream)
     for task in (0, 1, 2):
         rows = predictor.normaliser(held_out(task)[0][:64])
-        scores = predictor.scorer.score(rows, predictor.bank, 10).evidence["entropy"]
+        scores = predictor.scorer.score(rows, predictor.masks, 10).evidence["entropy"]
         means = [t.evidence["entropy"].surprise(s).mean() for t, s in zip(predictor.tasks, scores, strict=True)]
         assert predictor.predict(held_out(task)[0][:64], None, False).task[0] == 1 + int(np.argmin(means))
 
@@ -119,7 +120,7 @@ def test_a_newer_mask_makes_a_new_snapshot_and_leaves_the_old_one(stream, predic
     x = held_out(0)[0][:8]
     before = predictor.predict(x, None, False).probabilities
     task = stream.learner.tasks[1]
-    newer = predictor.with_mask(ServedTask(1, task.version + 1, ~task.packed, task.reference.evidence), CLASSES)
+    newer = predictor.with_mask(ServedTask(1, task.version + 1, Mask(~task.packed), task.reference.evidence), CLASSES)
     assert [t.task_id for t in newer.tasks] == [1, 2, 3]
     assert np.array_equal(predictor.predict(x, None, False).probabilities, before)
     assert not np.array_equal(newer.predict(x, 0, False).probabilities, before)

@@ -513,4 +513,4 @@ def test_a_learner_without_given_tasks_has_no_use_for_keys():
     told = replace(batch, given="a")
     plain, ignored = learner.consider(batch, 10), learner.consider(told, 10)
     assert (plain.kind, plain.evidence) == (ignored.kind, ignored.evidence)
-    assert plain.provisional.packed.tobytes() == ignored.provisional.packed.tobytes()
+    assert plain.provisional.mask.packed.tobytes() == ignored.provisional.mask.packed.tobytes()

@@ -9,6 +9,7 @@ from digits import draw
 from learning_stream import Stream, samples_of, small_network
 
 from supsupd.config import LearningSettings
+from supsupd.learning.bank import Mask
 from supsupd.learning.foreign import foreign_copies
 from supsupd.learning.learner import Learner
 from supsupd.learning.network import Architecture, Network
@@ -29,7 +30,7 @@ def earlier(one, task, batches=6):
     state = one.fresh(task)
     for seed in range(batches):
         state = one.train(state, batch(task, seed), seed)
-    return Earlier(one.packed(state), state)
+    return Earlier(Mask(one.packed(state)), state)
 
 
 @pytest.mark.parametrize("transfer", ["none", "mean", "best", "auto"])
@@ -51,15 +52,15 @@ def test_the_mean_of_earlier_scores_has_the_norm_of_random_ones():
 def test_a_task_known_by_its_bits_alone_is_in_the_mean_too():
     one = learner(transfer="mean")
     known = earlier(one, 0)
-    start = start_scores(one, batch(), [Earlier(known.packed, None)], "k", 1)
-    assert np.array_equal(one.packed(start), known.packed)
+    start = start_scores(one, batch(), [Earlier(known.mask, None)], "k", 1)
+    assert np.array_equal(one.packed(start), known.mask.packed)
 
 
 def test_the_best_earlier_mask_is_the_one_that_knows_the_batch():
     one = learner(transfer="best")
     known = [earlier(one, task) for task in (0, 1, 2)]
     start = start_scores(one, batch(1, 99), known, "k", 1)
-    assert np.array_equal(one.packed(start), known[1].packed)
+    assert np.array_equal(one.packed(start), known[1].mask.packed)
 
 
 def test_auto_takes_what_the_held_out_rows_prefer():

@@ -263,7 +263,7 @@ def test_a_restart_after_a_late_alarm_goes_on_with_the_same_bits(set_back):
         again.load()
         rebuilt = again.engine.learner
         for number, provisional in learner.provisionals.items():
-            assert np.array_equal(rebuilt.provisionals[number].packed, provisional.packed)
+            assert np.array_equal(rebuilt.provisionals[number].mask.packed, provisional.mask.packed)
             assert np.array_equal(rebuilt.provisionals[number].wins, provisional.wins)
         for number, task in learner.tasks.items():
             assert np.array_equal(rebuilt.tasks[number].packed, task.packed)

@@ -71,7 +71,7 @@ class Separation:
 
     def _left(self, member: Member, task: TaskRecord) -> Member | None:
         """The member without the rows that the task's mask has right; None if nothing is left."""
-        scores = self._workshop.score(member.part, [task.packed], self._classes)
+        scores = self._workshop.score(member.part, [task.mask], self._classes)
         right = np.flatnonzero(scores.predicted[0] == member.part.y.cpu().numpy()) + member.start
         left_out = np.union1d(right, member.left_out).astype(np.int64)
         return replace(member, left_out=tuple(left_out.tolist())) if len(left_out) < len(member.part) else None
@@ -83,7 +83,7 @@ class Separation:
         for member, probability in pairs[len(pairs) // 2 :]:
             labels = member.part.y.cpu().numpy()
             null = null_probability(labels, task.reference, self._classes)
-            known = self._workshop.score(member.part, [task.packed], self._classes).label_probability[0]
+            known = self._workshop.score(member.part, [task.mask], self._classes).label_probability[0]
             known, foreign = floored(known, null), floored(probability, null)
             alone += _best_share(null, tested[member.batch.batch_id])
             together += _best_share(known, foreign)

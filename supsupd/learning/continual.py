@@ -17,6 +17,7 @@ from supsupd.learning.learner import Samples
 from supsupd.learning.provisional import Provisional
 from supsupd.learning.recognition import Candidate, Verdict
 from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord, pooled
+from supsupd.learning.shortlist import heard, likely
 from supsupd.learning.statistics import mixed
 from supsupd.learning.tasks import SHOWN_CANDIDATES, TaskLearner
 
@@ -79,9 +80,19 @@ class ContinualLearner(TaskLearner):
     def _recognise(self, samples: Samples, classes: int, whole: bool = False, barred: int | None = None) -> Verdict:
         """What the tasks but the `barred` one make of the rows: of all if `whole`, else of those that decide."""
         tasks = [t for t in self.tasks.values() if t.task_id != barred]
-        scores = self._score(samples, [t.packed for t in tasks], classes)
+        count = self.settings.batch_shortlist
+        asked = likely(tasks, samples, count, self.workshop)
+        verdict = self._weighed(samples, asked, classes, whole)
+        if verdict.known is not None or len(asked) == len(tasks):
+            return verdict
+        wider = {t.task_id for t in asked} | heard(tasks, samples, count, self.workshop, classes)
+        return self._weighed(samples, [t for t in tasks if t.task_id in wider], classes, whole)
+
+    def _weighed(self, samples: Samples, tasks: list[TaskRecord], classes: int, whole: bool) -> Verdict:
+        scores = self._score(samples, [t.mask for t in tasks], classes)
         references = [t.reference for t in tasks]
-        verdict = self.recogniser.recognise(samples.y.cpu().numpy(), scores, references, classes, whole)
+        recogniser = replace(self.recogniser, among=len(self.tasks))
+        verdict = recogniser.recognise(samples.y.cpu().numpy(), scores, references, classes, whole)
         ids = [t.task_id for t in tasks]
         return replace(verdict, candidates=[replace(c, task=ids[c.task]) for c in verdict.candidates])
 
@@ -91,7 +102,7 @@ class ContinualLearner(TaskLearner):
         guard = self._guards.get(known.task, Guard(task))
         denied = known.denied
         if guard.members:
-            denied = 1.0 - self._score(member.samples, [guard.snapshot.packed], classes).label_probability[0]
+            denied = 1.0 - self._score(member.samples, [guard.snapshot.mask], classes).label_probability[0]
         guard = guard.with_batch(member, member.samples.y.cpu().numpy(), denied)
         if guard.alarmed(self.settings.false_alarm):
             return self._set_back(task, guard, verdict, classes)
@@ -187,7 +198,7 @@ class ContinualLearner(TaskLearner):
         task = TaskRecord(
             task_id=0,
             version=1,
-            packed=proved.packed,
+            mask=proved.mask,
             density=sum(int(m.sum()) for m in mask) / self.network.architecture.weights,
             reference=proved.reference.seen(proved.labels),
             batches=len(proved.members),

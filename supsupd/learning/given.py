@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from supsupd.learning.learner import MaskUpdate, Samples
+from supsupd.learning.bank import Mask
+from supsupd.learning.learner import Samples
 from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord
 from supsupd.learning.reference import Reference
 from supsupd.learning.tasks import TaskLearner
@@ -33,7 +34,7 @@ class GivenLearner(TaskLearner):
         return next((task for task in self.tasks.values() if task.key == batch.given), None)
 
     def _gone_on(self, task: TaskRecord, member: Member, classes: int) -> Change:
-        scores = self._score(member.samples, [task.packed], classes)
+        scores = self._score(member.samples, [task.mask], classes)
         labels = member.samples.y.cpu().numpy()
         verdict = self.recogniser.recognise(labels, scores, [task.reference], classes, whole=True)
         verdict = replace(verdict, candidates=[replace(c, task=task.task_id) for c in verdict.candidates])
@@ -44,12 +45,13 @@ class GivenLearner(TaskLearner):
         samples, seed = member.samples, self._seed(member)
         start = start_scores(self.learner, samples, self._earlier(), self._start_key(member), seed)
         update = self.learner.learn(start, samples, seed, seen={})
+        mask = Mask(update.packed)
         task = TaskRecord(
             task_id=0,
             version=1,
-            packed=update.packed,
+            mask=mask,
             density=update.density,
-            reference=self._first_record(update, samples, classes),
+            reference=self._first_record(mask, samples.take(update.held_out), samples, classes),
             batches=1,
             samples=len(samples),
             state=update.state,
@@ -62,9 +64,9 @@ class GivenLearner(TaskLearner):
         """What names the random scores that a new task may start from."""
         return member.batch.seed
 
-    def _first_record(self, update: MaskUpdate, samples: Samples, classes: int) -> Reference:
-        held_out, memory = samples.take(update.held_out), self.settings.memory_rows
-        scores = self._score(held_out, [update.packed], classes)
+    def _first_record(self, mask: Mask, held_out: Samples, samples: Samples, classes: int) -> Reference:
+        memory = self.settings.memory_rows
+        scores = self._score(held_out, [mask], classes)
         labels = held_out.y.cpu().numpy()
         errors = int((scores.predicted[0] != labels).sum())
         record = Reference().tested(labels, errors, 1.0 - scores.label_probability[0], memory)

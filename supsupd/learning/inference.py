@@ -12,20 +12,28 @@ training): masks differ in how sure they are, and raw values would favour the ea
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from supsupd.choices import Objective
-from supsupd.learning.kernels import TableKernel, bank_times_vector
+from supsupd.learning.bank import Mask, Masks
+from supsupd.learning.kernels import Kernels, LayerBits, LinearKernel, Located
 from supsupd.learning.network import Network
 
-TABLE_ROWS = 8  # up to this many samples the look-up tables beat unpacking each mask (measured on LeNet 300-100)
+KERNEL_ROWS = 32
+"""Up to this many samples the kernel beats unpacking each mask (measured on LeNet 300-100)."""
+READY_ROWS = 4
+"""Up to this many it also beats a mask that is unpacked already."""
 CHUNK_VALUES = 1 << 22
 """Logits held at once while many masks are scored: 16 MiB."""
+READY_BYTES = 128 << 20
+"""Weights kept ready to run, of the masks used last."""
 
 
 class ObjectiveUnavailable(ValueError):
@@ -116,55 +124,74 @@ def reference_logits(network: Network, packed: np.ndarray, x: np.ndarray) -> np.
 
 
 class Scorer:
-    """Scores samples under every mask of a bank.
+    """Runs samples under masks: few under all of a bank, many under one.
 
     Args:
         network: the fixed network.
-        threads: CPU threads of the table kernel.
+        threads: CPU threads of the kernels.
+        ready_bytes: of weights kept ready to run, of the masks used last.
     """
 
-    def __init__(self, network: Network, threads: int) -> None:
+    def __init__(self, network: Network, threads: int, ready_bytes: int = READY_BYTES) -> None:
         self.network = network
+        self.kernels = Kernels(threads)
         architecture = network.architecture
-        layers = [(s.rows, s.columns, s.offset, s.constant) for s in architecture.layers]
-        tables = network.device.type == "cpu" and architecture.kind == "mlp" and network.signed
-        self._kernel = TableKernel(layers, network.packed_signs, threads) if tables else None
+        self._linear: LinearKernel | None = None
+        if network.device.type == "cpu" and architecture.kind == "mlp":
+            layers = [LayerBits(s.rows, s.row_bytes, s.offset) for s in architecture.layers]
+            self._linear = LinearKernel(layers, [w.numpy() for w in network.weights], self.kernels)
+        self._ready: LRUCache[Mask, list[Tensor]] = LRUCache(max(1, ready_bytes // (4 * architecture.weights)))
+        self._lock = threading.Lock()
 
     def warm_up(self) -> None:
         """Compiles the kernels, so that no query pays for it."""
         architecture = self.network.architecture
-        x = np.zeros((1, architecture.inputs), dtype=np.float32)
-        bank = np.zeros((1, architecture.mask_bytes), dtype=np.uint8)
-        list(self.iter_logits(x, bank))
-        bank_times_vector(bank, np.zeros(8 * architecture.bit_bytes, np.float32))
+        masks = Masks.of([np.zeros(architecture.mask_bytes, np.uint8)])
+        x = np.zeros((1, architecture.inputs), np.float32)
+        self.run(x, masks[0])
+        self.evidence("entropy", x, masks, classes=1)
+        self.network.masked_weights(masks[0].packed)
+        self.kernels.products(masks.load(), np.zeros(8 * architecture.bit_bytes, np.float32))
+        self.kernels.counts(masks.load(), architecture.bit_bytes)
 
-    def iter_logits(self, x: np.ndarray, bank: np.ndarray) -> Iterator[Tensor]:
-        """Logits (n, outputs) mask by mask of x, float32 (n, inputs); bank uint8 (k, mask_bytes)."""
-        if self._kernel is not None and len(x) <= TABLE_ROWS:
-            yield from torch.from_numpy(self._kernel.logits(x, bank))
-            return
+    def run(self, x: np.ndarray, mask: Mask) -> Tensor:
+        """Logits (n, outputs) of x, float32 (n, inputs), under one mask; its weights are ready if it ran lately."""
+        if self._linear is not None and len(x) <= READY_ROWS:
+            return torch.from_numpy(self._linear.logits(x, Masks([mask]).load())[0])
+        with self._lock:
+            weights = self._ready.get(mask)
+        if weights is None:
+            weights = self.network.masked_weights(mask.packed)
+            with self._lock:
+                self._ready[mask] = weights
         samples = torch.from_numpy(x).to(self.network.device)
-        for packed in bank:
-            yield self.network.forward(samples, packed)
+        return self.network.run(samples, weights, self.network.statistics(mask.packed))
 
-    def _iter_chunks(self, x: np.ndarray, bank: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+    def logits(self, x: np.ndarray, masks: Located) -> Tensor:
+        """Logits (k, n, outputs) of x, float32 (n, inputs), under every mask."""
+        if self._linear is not None and len(x) <= KERNEL_ROWS:
+            return torch.from_numpy(self._linear.logits(x, masks))
+        samples = torch.from_numpy(x).to(self.network.device)
+        each = [self.network.forward(samples, packed) for packed in masks.arrays]
+        return torch.stack(each) if each else samples.new_empty(0, len(x), self.network.architecture.outputs)
+
+    def _iter_chunks(self, x: np.ndarray, masks: Masks) -> Iterator[tuple[slice, Tensor]]:
         """Logits (m, n, outputs) of so many masks at a time that memory stays bounded."""
         count = max(1, CHUNK_VALUES // max(1, len(x) * self.network.architecture.outputs))
-        for start in range(0, len(bank), count):
-            part = slice(start, min(start + count, len(bank)))
-            yield part, torch.stack(list(self.iter_logits(x, bank[part])))
+        for part, located in masks.chunks(count):
+            yield part, self.logits(x, located)
 
     @torch.no_grad()
-    def score(self, x: np.ndarray, bank: np.ndarray, classes: int, labels: np.ndarray | None = None) -> MaskScores:
-        """Scores x, float32 (n, inputs), under bank, uint8 (k, mask_bytes); labels are class indices (n,) or None."""
-        shape = (len(bank), len(x))
+    def score(self, x: np.ndarray, masks: Masks, classes: int, labels: np.ndarray | None = None) -> MaskScores:
+        """Scores x, float32 (n, inputs), under all masks; labels are class indices (n,) or None."""
+        shape = (len(masks), len(x))
         names = _there(classes, self.network.architecture.outputs)
         scores = MaskScores(
             {name: np.empty(shape, np.float32) for name in names},
             np.empty(shape, np.int64),
-            np.empty(shape if labels is not None else (len(bank), 0), np.float32),
+            np.empty(shape if labels is not None else (len(masks), 0), np.float32),
         )
-        for part, logits in self._iter_chunks(x, bank):
+        for part, logits in self._iter_chunks(x, masks):
             for name, values in evidence_of(logits, classes).items():
                 scores.evidence[name][part] = values.cpu().numpy()
             scores.predicted[part] = logits[..., :classes].argmax(dim=-1).cpu().numpy()
@@ -174,10 +201,16 @@ class Scorer:
         return scores
 
     @torch.no_grad()
-    def evidence(self, objective: Objective, x: np.ndarray, bank: np.ndarray, classes: int) -> np.ndarray:
+    def evidence(self, objective: Objective, x: np.ndarray, masks: Masks, classes: int) -> np.ndarray:
         """One kind of evidence alone, float32 (k, n)."""
-        parts = [EVIDENCE[objective](logits, classes).cpu().numpy() for _, logits in self._iter_chunks(x, bank)]
-        return np.concatenate(parts)
+        found = np.empty((len(masks), len(x)), np.float32)
+        if self._linear is not None and len(x) <= KERNEL_ROWS:
+            for part, located in masks.chunks(max(1, len(masks))):
+                found[part] = self._linear.evidence(x, located, objective, classes)
+            return found
+        for part, logits in self._iter_chunks(x, masks):
+            found[part] = EVIDENCE[objective](logits, classes).cpu().numpy()
+        return found
 
 
 def halving(evidence: Callable[[slice, np.ndarray], np.ndarray], masks: int, rows: int, first: int) -> int:
@@ -208,31 +241,37 @@ class Slopes:
     """How one-shot and binary look at rows: under the superposition of all masks with weights α.
 
     Args:
-        network: the fixed network.
-        bank: uint8 (k, mask_bytes).
+        scorer: of the fixed network.
+        masks: the bank.
         objective: what is descended.
         classes: outputs that stand for a class.
         everything: `superposed` of all masks, where it is at hand: it does not depend on the rows.
     """
 
-    network: Network
-    bank: np.ndarray
+    scorer: Scorer
+    masks: Masks
     objective: Objective
     classes: int
     everything: Superposition | None = None
 
     def superposed(self, places: np.ndarray) -> Superposition:
         """The masks at `places` (m,), each with α = 1/m."""
-        if self.everything is not None and len(places) == len(self.bank):
+        if self.everything is not None and len(places) == len(self.masks):
             return self.everything
-        network = self.network
-        counts = [torch.zeros_like(weight) for weight in network.weights]
-        for place in places:
-            for count, mask in zip(counts, network.unpack(self.bank[place]), strict=True):
-                count.add_(mask)
-        weights = [w * (count / len(places)) for w, count in zip(network.weights, counts, strict=True)]
-        each = [network.statistics(self.bank[place]) for place in places]
-        return weights, [torch.stack(vectors).mean(dim=0) for vectors in zip(*each, strict=True)]
+        network, bit_bytes = self.scorer.network, self.scorer.network.architecture.bit_bytes
+        counts = np.zeros(8 * bit_bytes, np.float32)
+        sums = [torch.zeros(length, device=network.device) for length in network.architecture.body.statistics]
+        for _, part in self.masks.take(places).chunks(len(places)):
+            counts += self.scorer.kernels.counts(part, bit_bytes)
+            for packed in part.arrays if sums else ():
+                for total, vector in zip(sums, network.statistics(packed), strict=True):
+                    total.add_(vector)
+        weights = []
+        for weight, shape in zip(network.weights, network.architecture.layers, strict=True):
+            bits = counts[8 * shape.offset : 8 * (shape.offset + shape.nbytes)].reshape(shape.rows, -1)
+            share = torch.from_numpy(bits[:, : shape.columns] / len(places)).to(network.device)
+            weights.append(weight * share)
+        return weights, [total / len(places) for total in sums]
 
     def descent(self, x: np.ndarray, places: np.ndarray) -> np.ndarray:
         """-∂/∂α of the objective at α = 1/m for each mask at `places`, float32 (m,): the largest names the task.
@@ -240,29 +279,29 @@ class Slopes:
         The superposed weight is Σ α_i (W ⊙ M_i), so the slope of α_i is the inner product of W ⊙ gradient with M_i's
         bits: one pass over the packed bank. Raises NoSuperfluousNeurons.
         """
-        network = self.network
+        network = self.scorer.network
         superposed, statistics = self.superposed(places)
         weights = [w.detach().requires_grad_() for w in superposed]
         logits = network.run(torch.from_numpy(x).to(network.device), weights, statistics)
         gradients = torch.autograd.grad(slope_objective(self.objective, logits, self.classes), weights)
-        products = [(g * w).cpu().numpy() for g, w in zip(gradients, network.weights, strict=True)]
-        bank = self.bank if len(places) == len(self.bank) else self.bank[places]
-        return -bank_times_vector(bank, self._by_bits(products))
+        vector = self._by_bits([(g * w).cpu().numpy() for g, w in zip(gradients, network.weights, strict=True)])
+        parts = self.masks.take(places).chunks(len(places))
+        return -np.concatenate([self.scorer.kernels.products(part, vector) for _, part in parts])
 
     def _by_bits(self, values: list[np.ndarray]) -> np.ndarray:
         """Layers (rows, columns) as one vector in the order of the packed bits, 0 where a row is filled up."""
-        shapes = self.network.architecture.layers
+        shapes = self.scorer.network.architecture.layers
         pairs = zip(values, shapes, strict=True)
         filled = [np.pad(v, ((0, 0), (0, 8 * s.row_bytes - s.columns))).reshape(-1) for v, s in pairs]
         return np.concatenate(filled).astype(np.float32)
 
     def one_shot(self, x: np.ndarray) -> int:
         """The mask that one gradient step names for rows x, float32 (n, inputs) (equation 4)."""
-        return int(self.descent(x, np.arange(len(self.bank))).argmax())
+        return int(self.descent(x, np.arange(len(self.masks))).argmax())
 
     def binary(self, x: np.ndarray) -> int:
         """⌈log2 k⌉ rounds, each of which keeps the half with the larger slopes (ties: the older masks)."""
-        places = np.arange(len(self.bank))
+        places = np.arange(len(self.masks))
         while len(places) > 1:
             slopes = self.descent(x, places)
             places = np.sort(places[np.argsort(-slopes, kind="stable")[: (len(places) + 1) // 2]])
@@ -271,11 +310,13 @@ class Slopes:
 
 def reference_slopes(slopes: Slopes, x: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The same descent by differentiating the superposition in α itself, all masks dense, float64 (m,): for tests."""
-    network = slopes.network
+    network = slopes.scorer.network
     alphas = torch.full((len(places),), 1.0 / len(places), requires_grad=True)
-    stacks = [torch.stack(w) for w in zip(*(network.masked_weights(slopes.bank[p]) for p in places), strict=True)]
+    stacks = [
+        torch.stack(w) for w in zip(*(network.masked_weights(slopes.masks[p].packed) for p in places), strict=True)
+    ]
     superposed = [torch.einsum("k,koi->oi", alphas, stack) for stack in stacks]
-    each = [network.statistics(slopes.bank[p]) for p in places]
+    each = [network.statistics(slopes.masks[p].packed) for p in places]
     statistics = [torch.stack(vectors).mean(dim=0) for vectors in zip(*each, strict=True)]
     logits = network.run(torch.from_numpy(x), superposed, statistics)
     return -torch.autograd.grad(slope_objective(slopes.objective, logits, slopes.classes), alphas)[0].double().numpy()

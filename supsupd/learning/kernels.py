@@ -1,26 +1,34 @@
-"""Logits of few samples under every mask, straight from the packed bits (Numba, no dense weights anywhere).
-
-For each group of 8 inputs a table holds the sums of all 256 subsets. A row's masked sum is then one look-up per byte
-for the kept positive weights and one for the kept negative ones. The tables are shared by all rows of all masks, so
-a mask costs two look-ups per byte of it. `inference.reference_logits` is the slow, obvious equal.
+"""What is computed straight from packed bits on the CPU: no dense mask exists for it (Numba over `lanes`).
 
 The kernels release the GIL and are spread over plain threads: Numba's own parallel layer may not be entered from two
-threads at once where only its workqueue is available.
+threads at once where only its workqueue is available. What a mask gives depends neither on the number of threads nor
+on its neighbours. References: `inference.reference_logits`, and NumPy's `unpackbits` in the tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import NamedTuple, cast
 
 import numba
 import numpy as np
 
-CHUNK = 64  # masks per thread task: about 5 ms of work on LeNet 300-100
+from supsupd.learning.lanes import LANES, dot, dots, halves_dot, masked_add, masked_copy, masked_sum
+
+BLOCK = 16
+"""Masks that go through a layer together: they share its weights while these are in the first-level cache."""
+GROUP = 8
+"""Samples that go through a block together, for the same reason."""
+CHUNK = 64
+"""Masks per thread task: about a millisecond of work on LeNet 300-100."""
+DENSITY_CHUNK = 2048
+EVIDENCE_KINDS = ("entropy", "g", "energy", "max-logit")
+CHUNK_BYTES = 512
+"""Bytes of each mask that one pass over all masks looks at, where they share a long vector."""
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Compiled at the first call, and kept on disk where there is a place for it."""
     try:
         return cast(Callable[..., None], numba.njit(nogil=True, cache=True)(function))
@@ -28,124 +36,269 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
         return cast(Callable[..., None], numba.njit(nogil=True)(function))
 
 
-@_compiled
-def _fill_tables(values: np.ndarray, table: np.ndarray) -> None:
-    """table[g, b] = sum of values[8 g + i] over the set bits i of b."""
-    for group in range(table.shape[0]):
-        table[group, 0] = 0.0
-        for bit in range(8):
-            index = 8 * group + bit
-            value = values[index] if index < values.shape[0] else np.float32(0.0)
-            step = 1 << bit
-            for subset in range(step):
-                table[group, step + subset] = table[group, subset] + value
-
-
-@_compiled
-def _masked_rows(table: np.ndarray, mask: np.ndarray, signs: np.ndarray, constant: float, out: np.ndarray) -> None:
-    """out[r] = constant · Σ ±value over the kept weights of row r; mask and signs (rows · row_bytes,)."""
-    row_bytes = table.shape[0]
-    for row in range(out.shape[0]):
-        total = np.float32(0.0)
-        start = row * row_bytes
-        for byte in range(row_bytes):
-            kept = mask[start + byte]
-            positive = kept & signs[start + byte]
-            total += table[byte, positive] - table[byte, kept ^ positive]
-        out[row] = total * np.float32(constant)
-
-
-@_compiled
-def _score_masks(
-    first: np.ndarray,
-    bank: np.ndarray,
-    signs: np.ndarray,
-    rows: np.ndarray,
-    offsets: np.ndarray,
-    constants: np.ndarray,
+@compiled
+def _layer_rows(
+    addresses: np.ndarray,
+    layer: np.ndarray,
+    weights: np.ndarray,
+    x: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Runs the layers of every mask in `bank` (k, mask_bytes) on one sample; `first` is the input's table."""
-    layers = rows.shape[0]
-    for index in range(bank.shape[0]):
-        mask = bank[index]
-        table = first
-        for layer in range(layers):
-            stop = offsets[layer] + rows[layer] * table.shape[0]
-            hidden = np.empty(rows[layer], dtype=np.float32)
-            _masked_rows(table, mask[offsets[layer] : stop], signs[offsets[layer] : stop], constants[layer], hidden)
-            if layer == layers - 1:
-                out[index, :] = hidden
+    """One layer of a block of masks: x (m or 1, n, padded) to out (m, n, ...), rows by masks by samples."""
+    rows, row_bytes, offset, padded, first = layer[0], layer[1], layer[2], layer[3], layer[4]
+    samples = x.shape[1]
+    shared = 0 if x.shape[0] == 1 else 1  # the inputs are those of all masks, or each mask's own
+    x_mask, x_row = x.strides[0] * shared, x.strides[1]
+    for row in range(rows):
+        weight = weights.ctypes.data + 4 * (first + row * padded)
+        for index in range(addresses.shape[0]):
+            bits = addresses[index] + offset + row * row_bytes
+            source = x.ctypes.data + index * x_mask
+            target = out.ctypes.data + index * out.strides[0] + 4 * row
+            sample = 0
+            while sample + 4 <= samples:
+                dots(
+                    bits, row_bytes, weight, source + sample * x_row, x_row, target + sample * out.strides[1],
+                    out.strides[1],
+                )  # fmt: skip
+                sample += 4
+            while sample < samples:
+                dot(bits, row_bytes, weight, source + sample * x_row, 0, target + sample * out.strides[1], 0)
+                sample += 1
+
+
+@compiled
+def _forward(addresses: np.ndarray, layers: np.ndarray, weights: np.ndarray, x: np.ndarray, out: np.ndarray) -> None:
+    """Runs the layers of every mask at `addresses` (k,) on x (n, padded), ReLU between them: out (k, n, outputs)."""
+    width = x.shape[1]
+    for layer in range(layers.shape[0]):
+        width = max(width, layers[layer, 3], (layers[layer, 0] + LANES - 1) // LANES * LANES)
+    hidden = np.zeros((2, BLOCK, GROUP, width), np.float32)
+    last = layers.shape[0] - 1
+    for start in range(0, addresses.shape[0], BLOCK):
+        block = addresses[start : start + BLOCK]
+        masks = block.shape[0]
+        for sample in range(0, x.shape[0], GROUP):
+            count = min(GROUP, x.shape[0] - sample)
+            inputs = x[sample : sample + count].reshape(1, count, x.shape[1])
+            for layer in range(layers.shape[0]):
+                if layer == last:
+                    outputs = out[start : start + masks, sample : sample + count]
+                else:
+                    outputs = hidden[layer % 2, :masks, :count]
+                _layer_rows(block, layers[layer], weights, inputs, outputs)
+                if layer < last:
+                    for mask in range(masks):
+                        for row in range(count):
+                            for unit in range(layers[layer, 0]):
+                                outputs[mask, row, unit] = max(outputs[mask, row, unit], np.float32(0.0))
+                inputs = outputs
+
+
+@compiled
+def _evidence(logits: np.ndarray, kind: int, classes: int, out: np.ndarray) -> None:
+    """What each row of logits (m, n, outputs) says by EVIDENCE_KINDS[kind], lower is more at home: out (m, n)."""
+    first = classes if kind == 1 else 0
+    for mask in range(logits.shape[0]):
+        for row in range(logits.shape[1]):
+            values = logits[mask, row]
+            most = values[first]
+            for index in range(first + 1, values.shape[0]):
+                most = max(most, values[index])
+            total, weighted = np.float32(0.0), np.float32(0.0)
+            if kind != 3:
+                for index in range(first, values.shape[0]):
+                    below = values[index] - most
+                    share = np.exp(below)
+                    total += share
+                    weighted += share * below
+            if kind == 0:
+                out[mask, row] = np.log(total) - weighted / total
+            elif kind == 1:
+                out[mask, row] = most + np.log(total)
+            elif kind == 2:
+                out[mask, row] = -(most + np.log(total))
             else:
-                for unit in range(hidden.shape[0]):
-                    hidden[unit] = max(hidden[unit], np.float32(0.0))
-                table = np.empty(((hidden.shape[0] + 7) // 8, 256), dtype=np.float32)
-                _fill_tables(hidden, table)
+                out[mask, row] = -most
 
 
-@_compiled
-def _products(bank: np.ndarray, vector: np.ndarray, out: np.ndarray) -> None:
-    """out[i] = sum of `vector` over the set bits of bank[i]; partial sums in float64, byte by byte."""
-    tables = np.empty((vector.shape[0] // 4, 16), dtype=np.float32)
-    for group in range(tables.shape[0]):
-        tables[group, 0] = 0.0
-        for bit in range(4):
-            step = 1 << bit
-            for subset in range(step):
-                tables[group, step + subset] = tables[group, subset] + vector[4 * group + bit]
-    for index in range(bank.shape[0]):
-        mask = bank[index]
-        total = 0.0
-        for byte in range(vector.shape[0] // 8):
-            total += tables[2 * byte, mask[byte] & 15] + tables[2 * byte + 1, mask[byte] >> 4]
-        out[index] = total
+@compiled
+def _products(addresses: np.ndarray, count: int, vector: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = Σ vector over the set bits of the first `count` bytes at addresses[i]; chunks summed in float64."""
+    for start in range(0, count, CHUNK_BYTES):
+        part = min(CHUNK_BYTES, count - start)
+        values = vector.ctypes.data + 4 * 8 * start
+        for index in range(addresses.shape[0]):
+            out[index] += masked_sum(addresses[index] + start, part, values)
 
 
-def bank_times_vector(bank: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """For each mask the sum of `vector`, float32 (8 b,), over the set bits of its first b bytes, float32 (k,).
+@compiled
+def _counts(addresses: np.ndarray, start: int, part: int, ones: np.ndarray, out: np.ndarray) -> None:
+    """out[i] += 1 for each mask that has bit i of bytes start : start + part set."""
+    for index in range(addresses.shape[0]):
+        masked_add(addresses[index] + start, part, ones.ctypes.data, out.ctypes.data)
 
-    Half a byte indexes a table of the 16 subset sums of its values: a table for all masks that fits the cache.
+
+@compiled
+def _halves_dots(addresses: np.ndarray, size: int, vector: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = inner product of the `size` bfloat16 numbers at addresses[i] with the vector; at 0 there are none."""
+    for index in range(addresses.shape[0]):
+        if addresses[index]:
+            out[index] = halves_dot(addresses[index], size, vector.ctypes.data)
+
+
+@compiled
+def _unpack(bits: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """out = weights where a bit of bits (rows, row_bytes) is set, else 0; both (rows, columns)."""
+    rows, columns = weights.shape
+    whole = columns // LANES * LANES
+    for row in range(rows):
+        first = row * columns * 4
+        masked_copy(
+            bits.ctypes.data + row * bits.strides[0], whole // 8, weights.ctypes.data + first, out.ctypes.data + first
+        )
+        for column in range(whole, columns):
+            kept = (bits[row, column >> 3] >> (column & 7)) & 1
+            out[row, column] = weights[row, column] if kept else np.float32(0.0)
+
+
+class Located(NamedTuple):
+    """Packed masks where they lie: the arrays, uint8 (mask_bytes,) each, and their addresses, int64 (k,).
+
+    Whoever holds this keeps the arrays alive, and with them the addresses valid.
     """
-    out = np.empty(len(bank), dtype=np.float32)
-    _products(bank, vector, out)
+
+    arrays: Sequence[np.ndarray]
+    addresses: np.ndarray
+
+    @classmethod
+    def of(cls, arrays: Sequence[np.ndarray]) -> Located:
+        found = (array.__array_interface__["data"][0] for array in arrays)
+        return cls(arrays, np.fromiter(found, np.int64, len(arrays)))
+
+    def part(self, start: int, stop: int) -> Located:
+        return Located(self.arrays[start:stop], self.addresses[start:stop])
+
+
+class LayerBits(NamedTuple):
+    """Where a layer's bits lie in a packed mask: `rows` of `row_bytes` each, from byte `offset` on."""
+
+    rows: int
+    row_bytes: int
+    offset: int
+
+
+def padded(columns: int) -> int:
+    """Columns filled up to whole lanes."""
+    return (columns + LANES - 1) // LANES * LANES
+
+
+def unpack(bits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """weights, float32 (rows, columns), where a bit of bits, uint8 (rows, row_bytes), is set, 0 elsewhere."""
+    out = np.empty(weights.shape, np.float32)
+    _unpack(bits, weights, out)
     return out
 
 
-class TableKernel:
-    """Exact scoring of few samples under many masks on the CPU.
+class Kernels:
+    """The kernels that need no network, and the threads that all of them share."""
 
-    Args:
-        layers: (rows, columns, offset, constant) of each layer.
-        signs: the network's packed sign bits, uint8 (mask_bytes,).
-        threads: how many run side by side; results do not depend on it.
-    """
-
-    def __init__(self, layers: list[tuple[int, int, int, float]], signs: np.ndarray, threads: int) -> None:
-        rows, columns, offsets, constants = zip(*layers, strict=True)
-        self._signs = signs
-        self._rows = np.array(rows, dtype=np.int64)
-        self._offsets = np.array(offsets, dtype=np.int64)
-        self._constants = np.array(constants, dtype=np.float64)
-        self._groups = (columns[0] + 7) // 8
+    def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kernel")
 
-    def logits(self, x: np.ndarray, bank: np.ndarray) -> np.ndarray:
-        """Logits, float32 (k, n, outputs), of x, float32 (n, inputs), under bank, uint8 (k, mask_bytes)."""
-        out = np.empty((len(x), len(bank), int(self._rows[-1])), dtype=np.float32)
-        for sample, logits in zip(x, out, strict=True):
-            self._sample(np.ascontiguousarray(sample), bank, logits)
-        return out.transpose(1, 0, 2)
+    def spread(self, task: Callable[[int], None], starts: range) -> None:
+        """task(start) for each of the starts, side by side."""
+        if len(starts) > 1:
+            list(self._pool.map(task, starts))
+        elif starts:
+            task(starts[0])
 
-    def _sample(self, sample: np.ndarray, bank: np.ndarray, out: np.ndarray) -> None:
-        table = np.empty((self._groups, 256), dtype=np.float32)
-        _fill_tables(sample, table)
+    def products(self, masks: Located, vector: np.ndarray) -> np.ndarray:
+        """For each mask the sum of `vector`, float32 (8 b,), over the set bits of its first b bytes, float32 (k,)."""
+        out = np.zeros(len(masks.addresses))
+        values = np.zeros(padded(len(vector)), np.float32)
+        values[: len(vector)] = vector
 
-        def score(start: int) -> None:
+        def run(start: int) -> None:
             part = slice(start, start + CHUNK)
-            _score_masks(table, bank[part], self._signs, self._rows, self._offsets, self._constants, out[part])
+            _products(masks.addresses[part], len(vector) // 8, values, out[part])
 
-        starts = range(0, len(bank), CHUNK)
-        if len(starts) == 1:
-            score(0)
-        else:
-            list(self._pool.map(score, starts))
+        self.spread(run, range(0, len(out), CHUNK))
+        return out.astype(np.float32)
+
+    def counts(self, masks: Located, count: int) -> np.ndarray:
+        """How many masks have each bit of their first `count` bytes set, float32 (8 count,)."""
+        out = np.zeros(padded(8 * count), np.float32)
+        ones = np.ones(8 * CHUNK_BYTES, np.float32)
+
+        def run(start: int) -> None:
+            _counts(masks.addresses, start, min(CHUNK_BYTES, count - start), ones, out[8 * start :])
+
+        self.spread(run, range(0, count, CHUNK_BYTES))
+        return out[: 8 * count]
+
+    def halves_dots(self, addresses: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        """Inner products, float32 (k,), of a vector, float32 (m,), with the bfloat16 arrays at `addresses` (k,); 0
+        where there is none. m is a multiple of LANES."""
+        out = np.zeros(len(addresses), np.float32)
+
+        def run(start: int) -> None:
+            part = slice(start, start + DENSITY_CHUNK)
+            _halves_dots(addresses[part], len(vector), vector, out[part])
+
+        self.spread(run, range(0, len(out), DENSITY_CHUNK))
+        return out
+
+
+class LinearKernel:
+    """Logits of few samples under many masks of a network of linear layers with ReLU between them.
+
+    Args:
+        layers: where the bits of each layer lie.
+        weights: float32 (rows, columns) of each layer.
+        kernels: whose threads it uses; results do not depend on their number.
+    """
+
+    def __init__(self, layers: Sequence[LayerBits], weights: Sequence[np.ndarray], kernels: Kernels) -> None:
+        filled = [np.pad(w, ((0, 0), (0, padded(w.shape[1]) - w.shape[1]))) for w in weights]
+        starts = np.cumsum([0, *(w.size for w in filled)])[:-1]
+        self._weights = np.concatenate([w.reshape(-1) for w in filled]).astype(np.float32)
+        self._layers = np.array(
+            [(*bits, w.shape[1], start) for bits, w, start in zip(layers, filled, starts, strict=True)], np.int64
+        )
+        self._kernels = kernels
+
+    def logits(self, x: np.ndarray, masks: Located) -> np.ndarray:
+        """Logits, float32 (k, n, outputs), of x, float32 (n, inputs)."""
+        out = np.empty((len(masks.addresses), len(x), self._outputs), np.float32)
+        inputs = self._padded(x)
+
+        def run(start: int) -> None:
+            part = slice(start, start + CHUNK)
+            _forward(masks.addresses[part], self._layers, self._weights, inputs, out[part])
+
+        self._kernels.spread(run, range(0, len(masks.addresses), CHUNK))
+        return out
+
+    def evidence(self, x: np.ndarray, masks: Located, kind: str, classes: int) -> np.ndarray:
+        """One of EVIDENCE_KINDS, float32 (k, n), whose logits nobody keeps; `g` needs more outputs than classes."""
+        out = np.empty((len(masks.addresses), len(x)), np.float32)
+        inputs, which = self._padded(x), EVIDENCE_KINDS.index(kind)
+
+        def run(start: int) -> None:
+            addresses = masks.addresses[start : start + CHUNK]
+            logits = np.empty((len(addresses), len(x), self._outputs), np.float32)
+            _forward(addresses, self._layers, self._weights, inputs, logits)
+            _evidence(logits, which, classes, out[start : start + CHUNK])
+
+        self._kernels.spread(run, range(0, len(masks.addresses), CHUNK))
+        return out
+
+    @property
+    def _outputs(self) -> int:
+        return int(self._layers[-1, 0])
+
+    def _padded(self, x: np.ndarray) -> np.ndarray:
+        inputs = np.zeros((len(x), int(self._layers[0, 3])), np.float32)
+        inputs[:, : x.shape[1]] = x
+        return inputs

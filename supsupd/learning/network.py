@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from supsupd.learning.bodies import Body, BodyShape, Tensors, TensorSpec, make_body
+from supsupd.learning.kernels import unpack
 from supsupd.learning.modules import Norm
 from supsupd.learning.pretrained import Pretrained
 
@@ -304,16 +305,14 @@ class Network:
     def masked_weights(self, packed: np.ndarray) -> list[Tensor]:
         """Effective weights W ⊙ M of one mask, a float32 tensor (rows, columns) per layer."""
         if self.device.type == "cpu":
-            return [
-                torch.from_numpy(self._bits(packed, shape) * weight.numpy())
-                for shape, weight in zip(self.architecture.layers, self.weights, strict=True)
-            ]
+            layers = zip(self.architecture.layers, self.weights, strict=True)
+            return [torch.from_numpy(unpack(self._bits(packed, shape), weight.numpy())) for shape, weight in layers]
         masks = self.unpack(packed)
         return [torch.where(mask, weight, 0.0) for mask, weight in zip(masks, self.weights, strict=True)]
 
     def _bits(self, packed: np.ndarray, shape: LayerShape) -> np.ndarray:
-        rows = packed[shape.offset : shape.offset + shape.nbytes].reshape(shape.rows, shape.row_bytes)
-        return np.unpackbits(rows, axis=1, bitorder="little", count=shape.columns)
+        """The packed bits of one layer, uint8 (rows, row_bytes)."""
+        return packed[shape.offset : shape.offset + shape.nbytes].reshape(shape.rows, shape.row_bytes)
 
     def run(
         self, x: Tensor, weights: Sequence[Tensor], statistics: Sequence[Tensor] = (), training: bool = False

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from supsupd.learning.bank import Mask, Masks
 from supsupd.learning.given import GivenLearner
 from supsupd.learning.inference import Slopes
 from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord
@@ -46,7 +47,7 @@ class PaperLearner(GivenLearner):
             until = self.settings.check_batches - learned % self.settings.check_batches
             return current, {"current": current.task_id, "next_check_after": until}
         tasks = sorted(self.tasks.values(), key=lambda task: task.task_id)
-        nu = self._nu(batch, [task.packed for task in tasks], classes)
+        nu = self._nu(batch, [task.mask for task in tasks], classes)
         best, height = int(nu.argmax()), len(nu) * float(nu.max())
         threshold = 1.0 + self.settings.paper_epsilon
         order = np.argsort(-nu[: len(tasks)], kind="stable")[:SHOWN_CANDIDATES]
@@ -59,18 +60,18 @@ class PaperLearner(GivenLearner):
         }
         return (tasks[best] if height >= threshold and best < len(tasks) else None), evidence
 
-    def _nu(self, batch: LabelledBatch, masks: list[np.ndarray], classes: int) -> np.ndarray:
+    def _nu(self, batch: LabelledBatch, masks: list[Mask], classes: int) -> np.ndarray:
         """ν of each mask and of those not trained yet (k,)."""
         untrained = [self._untrained(number) for number in range(len(masks) + 1, LEAST_MASKS + 1)]
-        bank = np.stack([*masks, *untrained])
-        slopes = Slopes(self.network, bank, "entropy", classes).descent(
+        bank = Masks([*masks, *untrained])
+        slopes = Slopes(self.workshop.scorer, bank, "entropy", classes).descent(
             batch.samples.x.cpu().numpy(), np.arange(len(bank))
         )
         powers = np.exp(slopes.astype(np.float64) - float(slopes.max()))
         return powers / powers.sum()
 
-    def _untrained(self, number: int) -> np.ndarray:
-        return self.learner.packed(self.learner.fresh(_key(number)))
+    def _untrained(self, number: int) -> Mask:
+        return Mask(self.learner.packed(self.learner.fresh(_key(number))))
 
     def _start_key(self, member: Member) -> str:
         del member

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from supsupd.choices import Method, Objective
+from supsupd.learning.bank import Mask, Masks
 from supsupd.learning.features import FeatureModel
+from supsupd.learning.index import InputDensity, TaskIndex
 from supsupd.learning.inference import (
     EVIDENCE,
     MethodUnavailable,
@@ -25,27 +28,45 @@ from supsupd.learning.inference import (
 )
 from supsupd.learning.labels import ClassList
 from supsupd.learning.normalise import Normaliser, TooFewRows
-from supsupd.learning.reference import Gauge
+from supsupd.learning.reference import Gauge, gauge_columns
 from supsupd.learning.reservoir import Recovery, pattern_hash
 
 ROUTING_ROWS = 128
 """Rows of a pooled query that name its task; more would cost time and no longer change the answer."""
 HALVING_ROWS = 8
 """Rows that all masks see before the worse half of them is dropped."""
+PASS_ROWS = 32
+"""Rows routed one by one in one pass over the masks."""
+SHORTLIST_ROWS = 8
+"""The same where each of them has a shortlist."""
+
+
+@dataclass(frozen=True)
+class Shortlist:
+    """Beyond `above` tasks, queries are scored under the `queried` masks of the most likely inputs only."""
+
+    above: int
+    queried: int
 
 
 @dataclass(frozen=True)
 class ServedTask:
-    """One task's newest mask, uint8 (mask_bytes,), and the records, by name, of the evidence that routes to it.
+    """One task's newest mask, and the records, by name, of the evidence that routes to it.
 
-    `labels`: the class indices that the task has seen.
+    `labels`: the class indices that the task has seen. `inputs`: what its inputs look like, where that is known.
     """
 
     task_id: int
     version: int
-    packed: np.ndarray
+    mask: Mask
     evidence: Mapping[str, Gauge]
     labels: frozenset[int] = frozenset()
+    inputs: InputDensity | None = None
+
+    @property
+    def packed(self) -> np.ndarray:
+        """The mask's bits, uint8 (mask_bytes,)."""
+        return self.mask.packed
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,7 @@ class Predictor:
         labels_shared: whether a task may answer with classes that it has never seen.
         features: what is known of the tasks' inputs, for objective features; None where it is not kept.
         recovery: finds the masks that the reservoir holds, for method recover; None without a reservoir.
+        shortlist: how many tasks are scored exactly where there are more, those of the most likely inputs; None: all.
     """
 
     scorer: Scorer
@@ -114,12 +136,20 @@ class Predictor:
     labels_shared: bool = True
     features: FeatureModel | None = None
     recovery: Recovery | None = None
+    shortlist: Shortlist | None = None
 
     def with_mask(self, task: ServedTask, classes: ClassList) -> Predictor:
         """A new snapshot in which `task` replaces its older version or is added."""
-        others = [t for t in self.tasks if t.task_id != task.task_id]
-        ordered = tuple(sorted([*others, task], key=lambda t: t.task_id))
-        return replace(self, tasks=ordered, classes=classes)
+        place, there = self._found(task.task_id)
+        tasks = (*self.tasks[:place], task, *self.tasks[place + there :])
+        return replace(self, tasks=tasks, classes=classes)
+
+    def with_masks(self, tasks: Sequence[ServedTask], classes: ClassList) -> Predictor:
+        """The same for several tasks."""
+        if len(tasks) == 1:
+            return self.with_mask(tasks[0], classes)
+        found = {task.task_id: task for task in (*self.tasks, *tasks)}
+        return replace(self, tasks=tuple(found[task_id] for task_id in sorted(found)), classes=classes)
 
     def without_task(self, task_id: int, into: int | None = None) -> Predictor:
         """A new snapshot that does not serve a task; the task `into` answers for it, if there is one."""
@@ -127,10 +157,18 @@ class Predictor:
         merged = self.merged if into is None else {**self.merged, task_id: into}
         return replace(self, tasks=others, merged=merged)
 
+    def _found(self, task_id: int) -> tuple[int, bool]:
+        """Where a task is among those served, or would be, and whether it is there."""
+        place = bisect_left(self.tasks, task_id, key=lambda task: task.task_id)
+        return place, place < len(self.tasks) and self.tasks[place].task_id == task_id
+
     @cached_property
-    def bank(self) -> np.ndarray:
-        """All masks, uint8 (k, mask_bytes)."""
-        return np.stack([task.packed for task in self.tasks])
+    def masks(self) -> Masks:
+        return Masks([task.mask for task in self.tasks])
+
+    @cached_property
+    def _index(self) -> TaskIndex:
+        return TaskIndex([task.inputs for task in self.tasks])
 
     @cached_property
     def _superposed(self) -> Superposition:
@@ -138,13 +176,14 @@ class Predictor:
         return self._slopes(self.objective, None).superposed(np.arange(len(self.tasks)))
 
     def _slopes(self, objective: Objective, everything: Superposition | None) -> Slopes:
-        return Slopes(self.scorer.network, self.bank, objective, len(self.classes), everything)
+        return Slopes(self.scorer, self.masks, objective, len(self.classes), everything)
 
     def place_of(self, task_id: int) -> int | None:
         """Where the mask is that answers for a task; None when none is served."""
         while task_id in self.merged:
             task_id = self.merged[task_id]
-        return next((place for place, task in enumerate(self.tasks) if task.task_id == task_id), None)
+        place, there = self._found(task_id)
+        return place if there else None
 
     def predict(
         self,
@@ -182,22 +221,59 @@ class Predictor:
         return np.full(len(rows), infer(rows[:ROUTING_ROWS]))
 
     def _exact(self, rows: np.ndarray, objective: Objective, per_sample: bool) -> np.ndarray:
-        def surprise(part: slice, places: np.ndarray) -> np.ndarray:
-            return self._surprise(rows[part], places, objective)
-
         if per_sample:
-            return surprise(slice(None), np.arange(len(self.tasks))).argmin(axis=0)
+            parts = range(0, len(rows), self._shared_rows)
+            return np.concatenate([self._each(rows[i : i + self._shared_rows], objective) for i in parts])
         seen = min(len(rows), ROUTING_ROWS)
-        return np.full(len(rows), halving(surprise, len(self.tasks), seen, HALVING_ROWS))
+        places = self._candidates(rows[:seen], objective)
+
+        def surprise(part: slice, among: np.ndarray) -> np.ndarray:
+            return self._surprise(rows[part], places[among], objective)
+
+        return np.full(len(rows), places[halving(surprise, len(places), seen, HALVING_ROWS)])
+
+    @property
+    def _shared_rows(self) -> int:
+        """Rows that are routed one by one but share a pass over the masks: all of them, or those of one shortlist."""
+        return SHORTLIST_ROWS if self._shortened else PASS_ROWS
+
+    @property
+    def _shortened(self) -> bool:
+        return self.shortlist is not None and len(self.tasks) > self.shortlist.above
+
+    def _each(self, rows: np.ndarray, objective: Objective) -> np.ndarray:
+        """The place of each row's task by itself (n,): every row is scored under what any of them may be."""
+        found = [self._candidates(row[None], objective) for row in rows] if self._shortened else []
+        places = np.unique(np.concatenate(found)) if found else np.arange(len(self.tasks))
+        best: np.ndarray = places[self._surprise(rows, places, objective).argmin(axis=0)]
+        return best
+
+    def _candidates(self, rows: np.ndarray, objective: Objective) -> np.ndarray:
+        """The places of the masks that are scored for rows (n, inputs) of one task."""
+        if not self._shortened or objective == "features":
+            return np.arange(len(self.tasks))
+        assert self.shortlist is not None
+        return self._index.shortlist(rows, self.shortlist.queried, self.scorer.kernels)
 
     def _surprise(self, rows: np.ndarray, places: np.ndarray, objective: Objective) -> np.ndarray:
         """How far the rows are from being at home under the masks at `places`, in their own sd: (places, n)."""
         if objective == "features":
             return self._feature_surprise(rows, places)
-        bank = self.bank if len(places) == len(self.tasks) else self.bank[places]
-        raw = self.scorer.evidence(objective, rows, bank, len(self.classes))
-        gauges = [self._gauge(place, objective) for place in places.tolist()]
-        return np.stack([gauge.surprise(values) for gauge, values in zip(gauges, raw, strict=True)])
+        raw = self.scorer.evidence(objective, rows, self.masks.take(places), len(self.classes))
+        means, sds = self._gauges(objective, places)
+        return (raw - means[:, None]) / sds[:, None]
+
+    def _gauges(self, objective: Objective, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation (places,) of an evidence under each mask on its own task."""
+        if len(places) < len(self.tasks):
+            return gauge_columns([self._gauge(place, objective) for place in places.tolist()])
+        if objective not in self._columns:
+            self._columns[objective] = gauge_columns([self._gauge(place, objective) for place in places.tolist()])
+        return self._columns[objective]
+
+    @cached_property
+    def _columns(self) -> dict[Objective, tuple[np.ndarray, np.ndarray]]:
+        return {}
 
     @cached_property
     def _hashes(self) -> tuple[str, ...]:
@@ -259,7 +335,7 @@ class Predictor:
         entropies, surprise = np.empty(count, np.float32), np.empty(count)
         for place in np.unique(places):
             mine = places == place
-            logits = next(iter(self.scorer.iter_logits(rows[mine], self.bank[place : place + 1])))
+            logits = self.scorer.run(rows[mine], self.masks[place])
             probabilities[mine] = self._probabilities(place, logits[:, :classes]).cpu().numpy()
             entropies[mine] = entropy(logits).cpu().numpy()
             raw = EVIDENCE[query.judged](logits, classes).cpu().numpy()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from supsupd.learning.bank import Mask
 from supsupd.learning.learner import TrainingState
 from supsupd.learning.records import Member, pooled
 from supsupd.learning.reference import Reference
@@ -30,7 +31,7 @@ class Provisional:
     provisional_id: int
     members: tuple[Member, ...]
     state: TrainingState
-    packed: np.ndarray
+    mask: Mask
     reference: Reference
     inputs: InputStatistics
     wins: tuple[np.ndarray, ...] = ()
@@ -76,7 +77,7 @@ class Nursery:
         hosts = list(self.provisionals.values())
         if not hosts:
             return None
-        scores = self._workshop.score(member.samples, [p.packed for p in hosts], classes)
+        scores = self._workshop.score(member.samples, [p.mask for p in hosts], classes)
         wins = [mixed(_bets(p, member, each, classes)) for p, each in zip(hosts, scores.label_probability, strict=True)]
         error = self._workshop.settings.false_alarm
         if max(wins) >= math.log(len(hosts) / error):
@@ -94,8 +95,8 @@ class Nursery:
         if host is None:
             return self._opened(self._next, member)
         samples = member.samples
-        scores = self._workshop.score(samples, [host.packed], classes)
-        whole = self._workshop.score(member.part, [host.packed], classes) if member.left_out else scores
+        scores = self._workshop.score(samples, [host.mask], classes)
+        whole = self._workshop.score(member.part, [host.mask], classes) if member.left_out else scores
         labels = samples.y.cpu().numpy()
         errors = int((scores.predicted[0] != labels).sum())
         memory = self._workshop.settings.memory_rows
@@ -107,7 +108,7 @@ class Nursery:
             provisional_id=host.provisional_id,
             members=members,
             state=state,
-            packed=learner.packed(state),
+            mask=Mask(learner.packed(state)),
             reference=reference.gauged(of_first(scores), len(labels)),
             inputs=host.inputs.joined(InputStatistics.of(samples.x.cpu().numpy())),
             wins=(*host.wins, _bets(host, member, scores.label_probability[0], classes)),
@@ -126,7 +127,7 @@ class Nursery:
         start = start_scores(learner, member.samples, self._earlier(), member.batch.seed, seed)
         state = learner.train(start, member.samples, seed)
         inputs = InputStatistics.of(member.samples.x.cpu().numpy())
-        return Provisional(provisional_id, (member,), state, learner.packed(state), Reference(), inputs)
+        return Provisional(provisional_id, (member,), state, Mask(learner.packed(state)), Reference(), inputs)
 
 
 def _bets(host: Provisional, member: Member, probability: np.ndarray, classes: int) -> np.ndarray:

@@ -109,9 +109,11 @@ class Recogniser:
 
     Args:
         false_alarm: how often a batch of a known task may be taken for something else.
+        among: tasks that those compared were picked from, if there are more: what chance may find among them counts.
     """
 
     false_alarm: float
+    among: int = 0
 
     def recognise(
         self, labels: np.ndarray, scores: MaskScores, references: list[Reference], classes: int, whole: bool = False
@@ -144,7 +146,7 @@ class Recogniser:
         rows: Part,
     ) -> Verdict:
         part = np.setdiff1d(np.arange(rows.start, rows.stop), rows.left_out)
-        wealth_needed = math.log(len(references) / self.false_alarm)
+        wealth_needed = math.log(max(len(references), self.among) / self.false_alarm)
         candidates = [
             Candidate(
                 task=index,

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from supsupd.learning.bank import Mask
+from supsupd.learning.index import InputDensity
 from supsupd.learning.learner import Samples, TrainingState
 from supsupd.learning.reference import Reference
 
@@ -43,18 +45,25 @@ class LabelledBatch:
 class TaskRecord:
     """A task as it stands: its newest mask and its record.
 
-    `state` is None when only the bits are kept, `key` where the user has not given one.
+    `state` is None when only the bits are kept, `key` where the user has not given one, `inputs` where it is not known
+    what its inputs look like.
     """
 
     task_id: int
     version: int
-    packed: np.ndarray
+    mask: Mask
     density: float
     reference: Reference
     batches: int
     samples: int
     state: TrainingState | None = None
     key: str | None = None
+    inputs: InputDensity | None = None
+
+    @property
+    def packed(self) -> np.ndarray:
+        """The mask's bits, uint8 (mask_bytes,)."""
+        return self.mask.packed
 
 
 @dataclass(frozen=True)

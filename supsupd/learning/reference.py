@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from statistics import NormalDist
@@ -22,7 +22,7 @@ SMALLEST_SD = 1e-3
 """Evidence that never varied is not taken for certain."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Gauge:
     """Running mean and variance of a value, old rows fading: no row counts beyond `memory` rows."""
 
@@ -56,6 +56,15 @@ class Gauge:
     def updated(self, values: np.ndarray, memory: float) -> Gauge:
         faded = replace(self, count=min(self.count, max(memory - len(values), 0.0)))
         return faded.joined(Gauge(0.0, float(values.mean()), float(values.var())), len(values))
+
+
+def gauge_columns(gauges: Sequence[Gauge]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each, float32 (k,)."""
+    count = len(gauges)
+    return (
+        np.fromiter((gauge.mean for gauge in gauges), np.float32, count),
+        np.fromiter((gauge.sd for gauge in gauges), np.float32, count),
+    )
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from supsupd.config import LearningSettings, RecognitionSettings
+from supsupd.learning.bank import Mask
 from supsupd.learning.guard import Guard
 from supsupd.learning.inference import MaskScores, Scorer
 from supsupd.learning.learner import Learner, Samples
@@ -59,7 +58,7 @@ class TaskLearner(ABC):
 
     def _earlier(self) -> list[Earlier]:
         """What a new task's scores may start from."""
-        return [Earlier(task.packed, task.state) for task in self.tasks.values()]
+        return [Earlier(task.mask, task.state) for task in self.tasks.values()]
 
     @abstractmethod
     def consider(self, batch: LabelledBatch, classes: int, found: int = 0) -> Change:
@@ -98,6 +97,15 @@ class TaskLearner(ABC):
         """Puts a task in as the latest used; the scores of those longest unused are dropped beyond `active_tasks`."""
         self.forget_task(task.task_id)
         self.tasks[task.task_id] = task
+        self._drop_stale()
+
+    def restore_tasks(self, tasks: Iterable[TaskRecord]) -> None:
+        """The same for many, the one used last at the end."""
+        for task in tasks:
+            self.tasks[task.task_id] = task
+        self._drop_stale()
+
+    def _drop_stale(self) -> None:
         active = [t for t in self.tasks.values() if t.state is not None]
         for stale in active[: -self.learner.settings.active_tasks]:
             self.tasks[stale.task_id] = replace(stale, state=None)
@@ -116,7 +124,7 @@ class TaskLearner(ABC):
 
     # -- going on -------------------------------------------------------------------------------------------------
 
-    def _score(self, samples: Samples, masks: list[np.ndarray], classes: int) -> MaskScores:
+    def _score(self, samples: Samples, masks: Sequence[Mask], classes: int) -> MaskScores:
         return self.workshop.score(samples, masks, classes)
 
     def _seed(self, member: Member) -> int:
@@ -131,21 +139,20 @@ class TaskLearner(ABC):
         state = task.state if task.state is not None else self.learner.from_mask(task.packed)
         update = self.learner.learn(state, samples, self._seed(members[-1]), task.reference.labels)
         labels = samples.y.cpu().numpy()
-        packed = update.packed if update.taken else task.packed
+        mask = Mask(update.packed) if update.taken else task.mask
         held_out = samples.take(update.held_out)
-        scores = self._score(held_out, [packed], classes)
+        scores = self._score(held_out, [mask], classes)
         memory = self.settings.memory_rows
         reference = task.reference.tested(labels, known.errors, known.denied, memory).seen(labels)
-        learned = TaskRecord(
-            task_id=task.task_id,
+        learned = replace(
+            task,
             version=task.version + update.taken,
-            packed=packed,
+            mask=mask,
             density=update.density if update.taken else task.density,
             reference=reference.gauged(of_first(scores), memory),
             batches=task.batches + len(members),
             samples=task.samples + len(samples),
             state=update.state if update.taken else state,
-            key=task.key,
         )
         check = {
             "rows": len(held_out),
@@ -162,7 +169,7 @@ class TaskLearner(ABC):
         """A task whose mask is finished gets the members: its record goes on, its mask does not."""
         samples = pooled(members)
         labels = samples.y.cpu().numpy()
-        scores = self._score(samples, [task.packed], classes)
+        scores = self._score(samples, [task.mask], classes)
         memory = self.settings.memory_rows
         reference = task.reference.tested(labels, known.errors, known.denied, memory).seen(labels)
         counted = replace(

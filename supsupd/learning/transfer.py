@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from supsupd.learning.bank import Mask
 from supsupd.learning.learner import Learner, Samples, TrainingState
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is left of an earlier task: its mask, uint8 (mask_bytes,), and its state if that was kept."""
+    """What is left of an earlier task: its mask, and its state if that was kept."""
 
-    packed: np.ndarray
+    mask: Mask
     state: TrainingState | None
 
 
@@ -63,8 +64,8 @@ def _matched(scores: Tensor, like: Tensor) -> Tensor:
 def _best(learner: Learner, samples: Samples, earlier: Sequence[Earlier]) -> TrainingState:
     """The bits of the mask with the least loss on the samples; its scores are not taken, they are too sure."""
     losses = [float(learner.losses(_state(learner, task), samples).mean()) for task in earlier]
-    return learner.from_mask(earlier[int(np.argmin(losses))].packed)
+    return learner.from_mask(earlier[int(np.argmin(losses))].mask.packed)
 
 
 def _state(learner: Learner, task: Earlier) -> TrainingState:
-    return task.state if task.state is not None else learner.from_mask(task.packed)
+    return task.state if task.state is not None else learner.from_mask(task.mask.packed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from supsupd.config import RecognitionSettings
+from supsupd.learning.bank import Mask, Masks
 from supsupd.learning.inference import MaskScores, Scorer
 from supsupd.learning.learner import Learner, Samples, derive_seed
 from supsupd.learning.records import Member
@@ -18,11 +20,9 @@ class Workshop:
     learner: Learner
     settings: RecognitionSettings
 
-    def score(self, samples: Samples, masks: list[np.ndarray], classes: int) -> MaskScores:
-        """The samples under masks, uint8 (mask_bytes,) each; there may be none."""
-        empty = np.empty((0, self.scorer.network.architecture.mask_bytes), np.uint8)
-        bank = np.stack(masks) if masks else empty
-        return self.scorer.score(samples.x.cpu().numpy(), bank, classes, samples.y.cpu().numpy())
+    def score(self, samples: Samples, masks: Sequence[Mask], classes: int) -> MaskScores:
+        """The samples under masks; there may be none."""
+        return self.scorer.score(samples.x.cpu().numpy(), Masks(masks), classes, samples.y.cpu().numpy())
 
     def seed(self, member: Member) -> int:
         return derive_seed(self.learner.settings.seed, member.batch.seed)

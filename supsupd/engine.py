@@ -1,0 +1,139 @@
+"""What exists once a network does: the learner, the served snapshot and the bank of masks, kept in step.
+
+Only the learning thread changes an engine; queries read `predictor`, which is replaced whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import structlog
+
+from storage.db import Database
+from supsupd import persistence, scenarios
+from supsupd.config import Settings
+from supsupd.learning.bank import Key, MaskBank
+from supsupd.learning.features import FeatureModel
+from supsupd.learning.inference import Scorer
+from supsupd.learning.labels import ClassList
+from supsupd.learning.modules import UnsupportedNetwork
+from supsupd.learning.network import Network
+from supsupd.learning.normalise import Normaliser
+from supsupd.learning.predictor import Predictor, ServedTask, Shortlist
+from supsupd.learning.records import TaskRecord
+from supsupd.learning.reservoir import Recovery, Reservoir
+from supsupd.learning.rules import pick_learner
+from supsupd.learning.tasks import TaskLearner
+from supsupd.learning.transforms import Transforms
+
+log = structlog.get_logger("supsupd.learning")
+
+
+@dataclass
+class Engine:
+    """The parts; `start` puts them together.
+
+    Args:
+        bank: which masks are in memory.
+        predictor: answers queries.
+        features: what is known of the tasks' inputs, for objective features.
+        reservoir: the finished masks as attractors.
+    """
+
+    settings: Settings
+    network: Network
+    normaliser: Normaliser
+    classes: ClassList
+    learner: TaskLearner
+    bank: MaskBank
+    predictor: Predictor
+    features: FeatureModel | None = None
+    reservoir: Reservoir | None = None
+
+    @classmethod
+    def start(
+        cls, settings: Settings, database: Database, network: Network, normaliser: Normaliser, classes: ClassList
+    ) -> Engine:
+        """An engine without tasks, its kernels compiled."""
+        recognition, learning = settings.recognition, settings.learning
+        scorer = Scorer(network, learning.threads, settings.bank.ready_bytes)
+        scorer.warm_up()
+        learner = pick_learner(recognition)(network, scorer, learning, recognition, normaliser.transforms)
+        room = network.architecture.outputs - scenarios.spare_outputs(recognition.objective)
+        classes = replace(classes, outputs=room)
+
+        def fetch(keys: Sequence[Key]) -> list[np.ndarray]:
+            with database.read() as session:
+                return persistence.load_packed(session, keys)
+
+        predictor = Predictor(
+            scorer,
+            normaliser,
+            classes,
+            settings.inference,
+            recognition.objective,
+            recognition.false_alarm,
+            labels_shared=recognition.labels_shared,
+            shortlist=Shortlist(recognition.shortlist_above, recognition.shortlist),
+        )
+        bank = MaskBank(settings.bank.memory_bytes, fetch)
+        return cls(settings, network, normaliser, classes, learner, bank, predictor)
+
+    def warn_of_ignored_settings(self) -> None:
+        """A network never changes, whatever the configuration says by now."""
+        asked, architecture = self.settings.network, self.network.architecture
+        in_use = {
+            "kind": (architecture.kind, asked.kind),
+            "hidden": (architecture.hidden, tuple(asked.hidden or architecture.hidden)),
+            "channels": (architecture.channels, tuple(asked.channels)),
+            "width": (architecture.width, asked.width),
+            "norm": (architecture.norm, asked.norm or architecture.norm),
+            "seed": (self.network.seed, asked.seed),
+            "normalisation": (self.normaliser.rule, asked.normalisation),
+            "transforms": (self.normaliser.transforms, Transforms.of(asked.transforms)),
+        }
+        ignored = {name: stored for name, (stored, wanted) in in_use.items() if stored != wanted}
+        if ignored:
+            log.warning("network_settings_ignored", reason="a network never changes", in_use=ignored)
+
+    def load_features(self, database: Database) -> None:
+        """What is known of the tasks' inputs, where that is kept and the network has features."""
+        if not self.settings.recognition.features:
+            return
+        try:
+            FeatureModel(self.network, self.normaliser.transforms).check()
+        except UnsupportedNetwork as error:
+            log.warning("features_not_kept", reason=str(error))
+            return
+        with database.read() as session:
+            self.features = persistence.load_features(session, self.network, self.normaliser.transforms)
+
+    def hold(self, reservoir: Reservoir) -> None:
+        """The masks in the reservoir are finished from now on, and queries may recover them."""
+        self.reservoir = self.learner.reservoir = reservoir
+        recovery = Recovery(reservoir, self.network, self.settings.reservoir)
+        self.predictor = replace(self.predictor, recovery=recovery)
+
+    def begin_reservoir(self) -> None:
+        """An empty one, where the settings want one."""
+        if self.settings.reservoir.enabled:
+            self.hold(Reservoir.empty(self.network))
+
+    def serve(self, *tasks: TaskRecord) -> None:
+        """Answers queries by these tasks' newest masks from now on."""
+        served = [self._served(task) for task in tasks]
+        self.predictor = replace(self.predictor, features=self.features).with_masks(served, self.classes)
+
+    def _served(self, task: TaskRecord) -> ServedTask:
+        if task.mask.key != (task.task_id, task.version):
+            self.bank.keep(task.mask, (task.task_id, task.version))
+        record = task.reference
+        labels = frozenset(record.labels)
+        return ServedTask(task.task_id, task.version, task.mask, record.evidence, labels, task.inputs)
+
+    def withdraw(self, task_id: int, into: int | None = None) -> None:
+        """Serves a task no longer; the task `into` answers for it, if there is one."""
+        self.predictor = self.predictor.without_task(task_id, into)
+        self.bank.drop(task_id)
