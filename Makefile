@@ -6,7 +6,7 @@ DATA   ?= ../shared/data
 EXPERIMENTS ?= permuted permuted-nn rotated split cifar reservoir density recognition baselines
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-fast check lint types walls bench paper wheel clean
+.PHONY: help demo test test-fast check lint types walls bench streams paper wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,12 +39,21 @@ types: $(VENV)/.installed
 walls: $(VENV)/.installed
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed ## the benchmarks on real data (DATA=folder with mnist.npz)
+bench: $(VENV)/.installed ## speed and memory (DATA=folder with mnist.npz, PEER=checkout of the paper's code)
+	$(BIN)/python benchmarks/bank.py --data $(DATA) $(if $(PEER),--peer $(PEER))
+	$(BIN)/python benchmarks/train_step.py $(if $(PEER),--peer $(PEER))
+	$(BIN)/python benchmarks/scaling.py --data $(DATA)
+	$(BIN)/python benchmarks/serve.py --data $(DATA)
+	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/documents.py
+
+streams: $(VENV)/.installed ## MNIST streams through the daemon (DATA=folder with mnist.npz)
 	$(BIN)/python benchmarks/stream_mnist.py --data $(DATA)/mnist.npz
 
 paper: $(VENV)/.installed ## the paper's experiments on real data, hours (DATA=folder with mnist.npz and cifar10_jpeg.npz)
 	for experiment in $(EXPERIMENTS); do $(BIN)/python benchmarks/paper.py $$experiment --data $(DATA) || exit; done
-	$(BIN)/python benchmarks/paper_doc.py
+	$(BIN)/python benchmarks/documents.py
 
 wheel: $(VENV)/.installed ## dist/supsupd-*.whl
 	$(BIN)/python -m build --wheel

@@ -1,8 +1,8 @@
 """Task inference from one image among many masks: exact and One-Shot from packed bits, and the paper's own code.
 
-A state directory with so many tasks is made (`filled.py`: LeNet 300-100, 500 outputs) and loaded as the daemon loads it;
-then the task of test images is inferred, one image at a time. With --peer the paper's own One-Shot runs after it, in a
-process of its own. Times are medians. Resident memory is what the process grew by through loading the masks and
+A state directory with so many tasks is made (`filled.py`: LeNet 300-100, 500 outputs) and loaded as the daemon loads
+it; then the task of test images is inferred, one image at a time. With --peer the paper's own One-Shot runs after it,
+in a process of its own. Times are medians. Resident memory is what the process grew by through loading the masks and
 answering, after everything had been imported and compiled.
 """
 

@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
@@ -14,6 +14,7 @@ from storage.models import Json, TaskRow, utc_now
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DEFAULT_NAME = re.compile(r"task-[0-9]+")
 SHOWN_CHARACTERS = 80
+AT_A_TIME = 100
 _ID = re.compile(r"[0-9]{1,18}")  # fits in 64 bits
 
 
@@ -195,6 +196,12 @@ def merge(session: Session, task_id: int, other_id: int) -> TaskRow:
     row.last_seen_at = max(row.last_seen_at, other.last_seen_at)
     session.flush()
     return row
+
+
+def iter_tasks(session: Session) -> Iterator[TaskRow]:
+    """The tasks in use in the order in which they were found, a few in memory at a time."""
+    query = select(TaskRow).where(TaskRow.retired_at.is_(None)).order_by(TaskRow.id)
+    yield from session.scalars(query.execution_options(yield_per=AT_A_TIME))
 
 
 def load_merges(session: Session) -> dict[int, int]:

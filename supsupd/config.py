@@ -200,7 +200,7 @@ class RecognitionSettings(Section):
     objective: Annotated[Objective, BeforeValidator(_objective)] = "entropy"
     shortlist_above: PositiveInt = 1024
     """With more tasks than these, a query is scored under `shortlist` masks: those of the most likely inputs."""
-    shortlist: PositiveInt = 256
+    shortlist: PositiveInt = 128
     batch_shortlist: Annotated[int, Field(ge=4)] = 16
     """Tasks that a labelled batch is compared with first: those used last, and those of the most likely inputs. What
     none of them explains is shown to all."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from storage.db import Session
 
 MASKS_READ = 500
-"""Masks read by one query at a start."""
+"""Masks read by one query."""
 
 log = structlog.get_logger("supsupd.storage")
 
@@ -111,31 +111,23 @@ def load_tasks(session: Session, network: Network, bank: MaskBank) -> list[TaskR
 
     Raises MaskCorrupt.
     """
-    states = {state.task_id: (turn, state.payload) for turn, state in enumerate(training_states.load_states(session))}
-    rows = sorted(tasks.list_tasks(session), key=lambda row: (-states.get(row.id, (len(states), b""))[0], row.id))
     nbytes = network.architecture.mask_bytes
-    hot = rows[max(0, len(rows) - bank.limit // nbytes) :]
-    heads = _read_masks(session, [(row.id, row.version) for row in hot])
-    found = []
-    for row in rows:
-        mask = heads.get(row.id) or bank.cold((row.id, row.version), nbytes)
-        payload = states[row.id][1] if row.id in states else None
-        found.append(_task_record(row, mask, payload, network))
-    return found
-
-
-def _read_masks(session: Session, keys: Sequence[Key]) -> dict[int, Mask]:
-    """By task id."""
-    found: dict[int, Mask] = {}
-    for start in range(0, len(keys), MASKS_READ):
-        part = keys[start : start + MASKS_READ]
-        found |= {key[0]: Mask(packed) for key, packed in zip(part, load_packed(session, part), strict=True)}
-    return found
+    found = {
+        row.id: _task_record(row, bank.cold((row.id, row.version), nbytes), None, network)
+        for row in tasks.iter_tasks(session)
+    }
+    for state in reversed(training_states.load_states(session)):
+        if state.task_id in found:
+            known = found.pop(state.task_id)  # and to the end: it was used later
+            found[state.task_id] = replace(known, state=_training_state(state.task_id, state.payload, network))
+    bank.warm([record.mask for record in found.values()])
+    return list(found.values())
 
 
 def load_packed(session: Session, keys: Sequence[Key]) -> list[np.ndarray]:
     """Packed masks by task id and version, in order. Raises MaskUnknown, MaskCorrupt."""
-    return [_packed(mask) for mask in masks.load_masks(session, keys)]
+    parts = (keys[start : start + MASKS_READ] for start in range(0, len(keys), MASKS_READ))
+    return [_packed(mask) for part in parts for mask in masks.load_masks(session, part)]
 
 
 def load_task(session: Session, task_id: int, network: Network) -> TaskRecord:

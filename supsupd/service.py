@@ -138,6 +138,7 @@ class Service:
             "scenario": self._settings.recognition.scenario,
             "network": self._network(),
             "tasks": len(predictor.tasks) if predictor is not None else 0,
+            "masks_in_memory": self._worker.masks_in_memory,
             "batches": counts,
             "learned_batches": self._worker.learned,
             "sources": sources,

@@ -110,6 +110,12 @@ class Worker:
         return None if self._engine is None else self._engine.predictor
 
     @property
+    def masks_in_memory(self) -> dict[str, int]:
+        """How many, and their bytes."""
+        bank = self._engine.bank if self._engine is not None else None
+        return {"count": len(bank), "bytes": bank.nbytes} if bank is not None else {"count": 0, "bytes": 0}
+
+    @property
     def engine(self) -> Engine | None:
         """Only the learning thread may change what is in it."""
         return self._engine

@@ -121,6 +121,19 @@ def test_a_stored_mask_is_read_when_it_is_first_wanted():
     assert store.reads == [[(7, 3)]]
 
 
+@pytest.mark.parametrize("limit", [0, 1, 300, 1000])
+def test_a_start_reads_the_last_masks_as_far_as_there_is_room(limit):
+    store = Store()
+    bank = MaskBank(limit * NBYTES, store)
+    masks = [bank.cold((i, 1), NBYTES) for i in range(600)]
+    bank.warm(masks)
+    room = min(limit, 600)
+    assert [mask.hot is not None for mask in masks] == [False] * (600 - room) + [True] * room
+    assert (len(bank), bank.full) == (room, room < 600)
+    assert all(np.array_equal(mask.hot, mask_of(i)) for i, mask in enumerate(masks) if mask.hot is not None)
+    assert np.array_equal(masks[0].packed, mask_of(0))
+
+
 def test_a_mask_larger_than_the_limit_still_answers():
     store = Store()
     bank = MaskBank(NBYTES - 1, store)

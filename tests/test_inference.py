@@ -59,6 +59,18 @@ def test_scores_do_not_depend_on_threads_or_on_the_other_masks():
         assert np.array_equal(together, alone)
 
 
+@pytest.mark.parametrize("masks", [1, 2501])
+@pytest.mark.parametrize("rows", [1, 5, 9])
+def test_repeated_runs_give_the_same_bits_and_those_of_the_reference(masks, rows):
+    network = small_network(13, (7,), 5)
+    bank, x = bank_of(network, masks), rows_of(network, rows)
+    first = Scorer(network, 1).logits(x, bank.load())
+    again = Scorer(network, 3)
+    assert all(torch.equal(again.logits(x, bank.load()), first) for _ in range(3))
+    for place in {0, masks // 2, masks - 1}:
+        np.testing.assert_allclose(first[place], reference_logits(network, bank[place].packed, x), rtol=1e-4, atol=1e-5)
+
+
 def test_no_masks_give_no_scores():
     network = small_network(13, (7,), 3)
     scores = Scorer(network, 1).score(rows_of(network, 2), bank_of(network, 0), 3)

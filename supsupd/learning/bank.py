@@ -33,6 +33,8 @@ class Mask:
     __slots__ = ("__weakref__", "bank", "hot", "key", "nbytes")
 
     def __init__(self, packed: np.ndarray) -> None:
+        packed = packed.view()
+        packed.flags.writeable = False
         self.hot: np.ndarray | None = packed
         self.bank: MaskBank | None = None
         self.key: Key | None = None
@@ -78,6 +80,10 @@ class MaskBank:
         """Bytes of the stored masks in memory."""
         return int(self._hot.currsize)
 
+    def __len__(self) -> int:
+        """How many of them are in memory."""
+        return len(self._hot)
+
     def keep(self, mask: Mask, key: Key) -> Mask:
         """The same mask, which the store has by now: it may leave memory. An older version of the task is let go."""
         mask.key, mask.bank = key, self
@@ -91,6 +97,17 @@ class MaskBank:
         mask.hot, mask.bank, mask.key, mask.nbytes = None, self, key, nbytes
         self.full = True
         return mask
+
+    def warm(self, masks: Sequence[Mask]) -> None:
+        """Reads as many of these stored masks, all of one size, as there is room for, the last ones of them."""
+        room = min(len(masks), self.limit // masks[0].nbytes) if masks else 0
+        for start in range(len(masks) - room, len(masks), READ_MASKS):
+            part = masks[start : start + READ_MASKS]
+            keys = [mask.key for mask in part if mask.key is not None]
+            for mask, key, packed in zip(part, keys, self._fetch(keys), strict=True):
+                mask.hot = packed
+                self.keep(mask, key)
+        self.full = room < len(masks)
 
     def drop(self, task_id: int) -> None:
         """A task that is no longer in use: its mask goes with its last reader."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from supsupd.choices import Objective
 from supsupd.learning.bank import Mask, Masks
 from supsupd.learning.kernels import Kernels, LayerBits, LinearKernel, Located
+from supsupd.learning.lanes import LANES
 from supsupd.learning.network import Network
 
 KERNEL_ROWS = 32
@@ -153,6 +154,7 @@ class Scorer:
         self.network.masked_weights(masks[0].packed)
         self.kernels.products(masks.load(), np.zeros(8 * architecture.bit_bytes, np.float32))
         self.kernels.counts(masks.load(), architecture.bit_bytes)
+        self.kernels.halves_dots(np.zeros(1, np.int64), np.zeros(LANES, np.float32))
 
     def run(self, x: np.ndarray, mask: Mask) -> Tensor:
         """Logits (n, outputs) of x, float32 (n, inputs), under one mask; its weights are ready if it ran lately."""
