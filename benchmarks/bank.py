@@ -35,7 +35,8 @@ from supsupd.config import BankSettings, LearningSettings, RecognitionSettings, 
 from supsupd.learning.device import pick_device, use_threads
 from supsupd.learning.inference import Scorer
 from supsupd.learning.network import Architecture, Network
-from supsupd.learning.predictor import Predictor, Query
+from supsupd.learning.predictor import Predictor
+from supsupd.learning.queries import Query
 from supsupd.worker import Worker
 
 RESULT, PLOT = ROOT / "docs" / "results" / "bank.json", ROOT / "docs" / "plots" / "bank.png"

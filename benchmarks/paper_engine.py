@@ -31,7 +31,8 @@ from supsupd.learning.labels import ClassList
 from supsupd.learning.learner import Samples
 from supsupd.learning.network import Network
 from supsupd.learning.normalise import Normaliser
-from supsupd.learning.predictor import Predictor, ServedTask
+from supsupd.learning.predictor import Predictor
+from supsupd.learning.queries import ServedTask
 from supsupd.learning.records import LabelledBatch, TaskRecord
 
 T = TypeVar("T")
@@ -75,8 +76,7 @@ class Engine:
     def predictor(self, tasks: Sequence[TaskRecord], features: FeatureModel | None = None) -> Predictor:
         """What answers queries from these masks; `features` is what recognition.features would keep of their rows."""
         served = (
-            ServedTask(t.task_id, t.version, t.mask, t.reference.evidence, frozenset(t.reference.labels))
-            for t in tasks
+            ServedTask(t.task_id, t.version, t.mask, t.reference.evidence, frozenset(t.reference.labels)) for t in tasks
         )
         recognition = self.setup.recognition
         return Predictor(

@@ -21,7 +21,8 @@ from supsupd.learning.labels import ClassList
 from supsupd.learning.modules import UnsupportedNetwork
 from supsupd.learning.network import Network
 from supsupd.learning.normalise import Normaliser
-from supsupd.learning.predictor import Predictor, ServedTask, Shortlist
+from supsupd.learning.predictor import Predictor
+from supsupd.learning.queries import ServedTask, Shortlist
 from supsupd.learning.records import TaskRecord
 from supsupd.learning.reservoir import Recovery, Reservoir
 from supsupd.learning.rules import pick_learner

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from streams.batch import Batch, BatchRejected
 from supsupd.learning.normalise import ShapeMismatch
-from supsupd.learning.predictor import Answer, Predictor
+from supsupd.learning.predictor import Predictor
+from supsupd.learning.queries import Answer
 
 FIELDS = ("label", "task", "entropy", "known")
 

@@ -12,7 +12,8 @@ from supsupd.learning.features import FeatureModel
 from supsupd.learning.inference import NoSuperfluousNeurons, ObjectiveUnavailable
 from supsupd.learning.labels import ClassList
 from supsupd.learning.normalise import Normaliser, ShapeMismatch
-from supsupd.learning.predictor import ROUTING_ROWS, Predictor, ServedTask
+from supsupd.learning.predictor import ROUTING_ROWS, Predictor
+from supsupd.learning.queries import ServedTask
 from supsupd.learning.transforms import Transforms
 
 CLASSES = ClassList(tuple(range(10)), 100)

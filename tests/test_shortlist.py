@@ -11,7 +11,8 @@ from supsupd.config import RecognitionSettings
 from supsupd.learning.index import InputDensity, InputMoments
 from supsupd.learning.labels import ClassList
 from supsupd.learning.normalise import Normaliser
-from supsupd.learning.predictor import Predictor, ServedTask, Shortlist
+from supsupd.learning.predictor import Predictor
+from supsupd.learning.queries import ServedTask, Shortlist
 from supsupd.learning.records import pooled
 from supsupd.learning.shortlist import heard, likely
 
