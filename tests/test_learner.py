@@ -92,6 +92,15 @@ def test_bits_alone_are_enough_to_go_on_from(rule):
     assert accuracy(one, one.packed(state)) > 0.85
 
 
+def test_a_mask_whose_scores_were_not_kept_is_not_undone_by_its_next_batches():
+    one = learner()
+    packed = one.packed(trained(one, 40))
+    state, before = one.from_mask(packed), accuracy(one, packed)
+    for seed in range(100, 105):
+        state = one.train(state, batch(seed=seed), seed)
+        assert accuracy(one, one.packed(state)) > before - 0.03
+
+
 def test_scores_from_a_mask_select_that_mask():
     mask = torch.rand(20, 33, generator=torch.Generator().manual_seed(1)) < 0.5
     density = float(mask.float().mean())

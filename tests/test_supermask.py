@@ -92,3 +92,14 @@ def test_training_equals_the_reference_step_for_step(rule, optimiser):
             np.testing.assert_allclose(state.average[layer].numpy(), reference.average[layer], atol=1e-9)
         wanted = [reference.mask(s).astype(bool) for s in reference.average]
         assert all(np.array_equal(m.numpy(), w) for m, w in zip(learner.mask(state), wanted, strict=True))
+
+
+@pytest.mark.parametrize("rule", ["threshold", "edge-popup"])
+@pytest.mark.parametrize("optimiser", ["rmsprop", "adam"])
+def test_warming_up_changes_no_result(rule, optimiser):
+    network = Network(Architecture((9,), (8, 7), 6), seed=2)
+    learners = [Learner(network, LearningSettings(rule=rule, optimiser=optimiser, steps=3)) for _ in range(2)]
+    learners[0].warm_up()
+    samples = Samples.of(np.eye(9, dtype=np.float32), np.arange(9) % CLASSES, torch.device("cpu"))
+    first, second = (one.train(one.fresh("toy"), samples, seed=1).to_bytes() for one in learners)
+    assert first == second

@@ -1,17 +1,16 @@
-"""Scores to masks, and the straight-through gradient that trains them.
-
-A mask bit has no gradient, so the backward pass treats the choice of bits as the identity: dL/ds = dL/dW' · W with
-W' = W ⊙ M the effective weights (Zhou et al. 2019; Mallya et al. 2018, Piggyback; Ramanujan et al. 2020, edge-popup).
-"""
+"""Scores to masks: where scores start, and which weights they keep. `optimiser` trains them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from supsupd.learning.training_kernels import keep_largest, keep_positive
 
 Rule = Literal["threshold", "edge-popup"]
 ERDOS_RENYI_MOST = 0.5
@@ -38,38 +37,51 @@ def select(scores: Tensor, rule: Rule, density: float) -> Tensor:
     threshold keeps scores >= 0 (its density is what training makes it); edge-popup keeps the `density` share with
     the largest scores in absolute value, ties broken by position.
     """
+    if rule == "threshold" or not _has_kernels(scores):
+        return select_by_torch(scores, rule, density)
+    everything = torch.ones(scores.shape, dtype=torch.bool)
+    return _keep(scores, rule, density, everything, torch.empty(scores.shape, dtype=torch.bool))
+
+
+def select_by_torch(scores: Tensor, rule: Rule, density: float) -> Tensor:
+    """`select` on any device and for any type."""
     if rule == "threshold":
         return scores >= 0
-    keep = max(1, round(density * scores.numel()))
-    order = torch.sort(scores.abs().flatten(), descending=True, stable=True).indices
-    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    mask[order[:keep]] = True
-    return mask.view_as(scores)
-
-
-class StraightThrough(torch.autograd.Function):
-    """scores, weight (rows, columns) -> W ⊙ M (rows, columns), as if the choice of bits were the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, weight: Tensor, rule: Rule, density: float) -> Tensor:
-        ctx.save_for_backward(weight, *([scores] if rule == "edge-popup" else []))
-        return torch.where(select(scores, rule, density), weight, 0.0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        weight, *scores = ctx.saved_tensors
-        score_gradient = gradient * weight
-        if scores:  # edge-popup: the bits come from |s|
-            score_gradient.mul_(scores[0].sign())
-        return score_gradient, None, None, None
+    keep, magnitudes = _count(scores, density), scores.abs().flatten()
+    least = torch.topk(magnitudes, keep, sorted=False).values.min()
+    above, ties = magnitudes > least, magnitudes == least
+    return (above | (ties & (ties.cumsum(0) <= keep - above.sum()))).view_as(scores)
 
 
 def effective_weights(
-    scores: Sequence[Tensor], weights: Sequence[Tensor], rule: Rule, densities: Sequence[float]
-) -> list[Tensor]:
-    """W ⊙ M of each layer, differentiable in the scores."""
-    layers = zip(scores, weights, densities, strict=True)
-    return [StraightThrough.apply(s, weight, rule, density) for s, weight, density in layers]
+    scores: Sequence[Tensor], weights: Sequence[Tensor], rule: Rule, densities: Sequence[float], out: Sequence[Tensor]
+) -> None:
+    """Writes W ⊙ M of each layer to `out`."""
+    for layer, weight, density, target in zip(scores, weights, densities, out, strict=True):
+        if _has_kernels(layer):
+            _keep(layer, rule, density, weight, target)
+        else:
+            torch.mul(weight, select_by_torch(layer, rule, density), out=target)
+
+
+def _has_kernels(scores: Tensor) -> bool:
+    return scores.device.type == "cpu" and scores.dtype == torch.float32
+
+
+def _count(scores: Tensor, density: float) -> int:
+    """How many edge-popup keeps."""
+    return max(1, round(density * scores.numel()))
+
+
+def _keep(scores: Tensor, rule: Rule, density: float, values: Tensor, out: Tensor) -> Tensor:
+    """out = values where a layer's scores keep a weight, else 0."""
+    flat, source = scores.reshape(-1).numpy(), values.reshape(-1).numpy()
+    target = out.view(-1).numpy()  # reshape might copy, and the copy be written instead
+    if rule == "threshold":
+        keep_positive(flat, source, target)
+    else:
+        keep_largest(flat.view(np.int32), _count(scores, density), source, target)
+    return out
 
 
 def erdos_renyi_densities(shapes: Sequence[tuple[int, ...]], density: float) -> list[float]:
