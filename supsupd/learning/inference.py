@@ -23,6 +23,7 @@ from torch import Tensor
 
 from supsupd.choices import Objective
 from supsupd.learning.bank import Mask, Masks
+from supsupd.learning.device_bank import DeviceScorer
 from supsupd.learning.kernels import Kernels, LayerBits, LinearKernel, Located
 from supsupd.learning.lanes import LANES
 from supsupd.learning.network import Network
@@ -141,6 +142,9 @@ class Scorer:
         if network.device.type == "cpu" and architecture.kind == "mlp":
             layers = [LayerBits(s.rows, s.row_bytes, s.offset) for s in architecture.layers]
             self._linear = LinearKernel(layers, [w.numpy() for w in network.weights], self.kernels)
+        self._device: DeviceScorer | None = None
+        if network.device.type == "cuda" and architecture.kind == "mlp":
+            self._device = DeviceScorer(network)
         self._ready: LRUCache[Mask, list[Tensor]] = LRUCache(max(1, ready_bytes // (4 * architecture.weights)))
         self._lock = threading.Lock()
 
@@ -155,6 +159,8 @@ class Scorer:
         self.kernels.products(masks.load(), np.zeros(8 * architecture.bit_bytes, np.float32))
         self.kernels.counts(masks.load(), architecture.bit_bytes)
         self.kernels.halves_dots(np.zeros(1, np.int64), np.zeros(LANES, np.float32))
+        if self._device is not None:
+            self._device.warm_up()
 
     def run(self, x: np.ndarray, mask: Mask) -> Tensor:
         """Logits (n, outputs) of x, float32 (n, inputs), under one mask; its weights are ready if it ran lately."""
@@ -180,8 +186,21 @@ class Scorer:
     def _iter_chunks(self, x: np.ndarray, masks: Masks) -> Iterator[tuple[slice, Tensor]]:
         """Logits (m, n, outputs) of so many masks at a time that memory stays bounded."""
         count = max(1, CHUNK_VALUES // max(1, len(x) * self.network.architecture.outputs))
+        if self._device is not None:
+            samples = torch.from_numpy(x).to(self.network.device)
+            for start in range(0, len(masks), count):
+                places = np.arange(start, min(start + count, len(masks)))
+                yield slice(start, start + len(places)), self._device.logits(samples, masks.take(places))
+            return
         for part, located in masks.chunks(count):
             yield part, self.logits(x, located)
+
+    def products(self, masks: Masks, vector: np.ndarray) -> np.ndarray:
+        """For each mask the sum of `vector`, float32 (8 bit_bytes,), over its set bits, float32 (k,)."""
+        if self._device is not None:
+            return self._device.products(masks, torch.from_numpy(vector).to(self.network.device)).cpu().numpy()
+        parts = [self.kernels.products(part, vector) for _, part in masks.chunks(max(1, len(masks)))]
+        return np.concatenate([np.empty(0, np.float32), *parts])
 
     @torch.no_grad()
     def score(self, x: np.ndarray, masks: Masks, classes: int, labels: np.ndarray | None = None) -> MaskScores:
@@ -287,8 +306,7 @@ class Slopes:
         logits = network.run(torch.from_numpy(x).to(network.device), weights, statistics)
         gradients = torch.autograd.grad(slope_objective(self.objective, logits, self.classes), weights)
         vector = self._by_bits([(g * w).cpu().numpy() for g, w in zip(gradients, network.weights, strict=True)])
-        parts = self.masks.take(places).chunks(len(places))
-        return -np.concatenate([self.scorer.kernels.products(part, vector) for _, part in parts])
+        return -self.scorer.products(self.masks.take(places), vector)
 
     def _by_bits(self, values: list[np.ndarray]) -> np.ndarray:
         """Layers (rows, columns) as one vector in the order of the packed bits, 0 where a row is filled up."""
