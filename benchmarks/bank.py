@@ -104,26 +104,21 @@ def copy_bandwidth(nbytes: int) -> float:
     return 2e3 * nbytes / min(timed(lambda: np.copyto(target, source)) for _ in range(COPIES))
 
 
-def measured(data: Path, tasks: int) -> dict[str, Any]:
-    """Ours among so many masks."""
+def measured(data: Path, state: Path) -> dict[str, Any]:
+    """Ours among the masks of a state directory."""
     use_threads(THREADS)
-    trained = train(data)
     Scorer(Network(Architecture((4,), (3,), 2), 0), THREADS).warm_up()  # as a daemon that has started once
-    with tempfile.TemporaryDirectory() as folder:
-        state = Path(folder) / "state"
-        (Path(folder) / "watch").mkdir()
-        write_state(state, trained, tasks)
-        loaded = load(state)
-        predictor = loaded.predictor
-        rows, truth = single_images(data, predictor, min(tasks, TRAINED))
-        superposing = timed(lambda: predictor.predict(rows[:1], None, True, "one-shot"))
-        exact_ms, exact = infer(predictor, rows, "exact")
-        one_shot_ms, guessed = infer(predictor, rows, "one-shot")
-        grown = resident() - loaded.resident_before
+    loaded = load(state)
+    predictor = loaded.predictor
+    rows, truth = single_images(data, predictor, min(len(predictor.tasks), TRAINED))
+    superposing = timed(lambda: predictor.predict(rows[:1], None, True, "one-shot"))
+    exact_ms, exact = infer(predictor, rows, "exact")
+    one_shot_ms, guessed = infer(predictor, rows, "one-shot")
+    grown = resident() - loaded.resident_before
     packed = sum(task.mask.nbytes for task in predictor.tasks)
     bandwidth = copy_bandwidth(packed)
     return {
-        "tasks": tasks,
+        "tasks": len(predictor.tasks),
         "exact_ms": round(exact_ms, 3),
         "one_shot_ms": round(one_shot_ms, 3),
         "packed_bytes": packed,
@@ -154,11 +149,14 @@ def with_peer(row: dict[str, Any], peer: Path | None) -> dict[str, Any]:
 
 
 def in_process(options: argparse.Namespace, tasks: int) -> dict[str, Any]:
-    """One size in a process of its own: what one has loaded does not count as another's memory."""
-    command = [sys.executable, __file__, "--data", str(options.data), "--tasks", str(tasks), "--json"]
-    command += ["--peer", str(options.peer)] if options.peer else []
-    run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return dict(json.loads(run.stdout))
+    """One size, loaded in a process of its own: it has neither trained masks nor loaded others."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        (Path(folder) / "watch").mkdir()
+        write_state(state, train(options.data), tasks)
+        command = [sys.executable, __file__, "--data", str(options.data), "--state", str(state)]
+        run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return with_peer(json.loads(run.stdout), options.peer)
 
 
 def measures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -205,19 +203,20 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, help=f"one number of masks; else {', '.join(map(str, TASKS))}")
     parser.add_argument("--peer", type=Path, help="a checkout of the paper's code, github.com/RAIVNLab/supsup")
     parser.add_argument("--json", action="store_true", help="print JSON alone and write nothing")
+    parser.add_argument("--state", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     logs.configure("console", "error")
     options = parse_options()
-    if options.tasks is not None and options.json:
-        print(json.dumps(with_peer(measured(options.data, options.tasks), options.peer)))
+    if options.state is not None:
+        print(json.dumps(measured(options.data, options.state)))
         return
     started = time.monotonic()
     rows = [in_process(options, tasks) for tasks in ([options.tasks] if options.tasks else TASKS)]
     if options.json:
-        print(json.dumps(rows))
+        print(json.dumps(rows if options.tasks is None else rows[0]))
         return
     peer = " --peer PATH" if options.peer else ""
     result = {"settings": {"threads": THREADS, "images": IMAGES}, "measures": measures(rows), "rows": rows}

@@ -37,6 +37,8 @@ from streams.formats import encode
 from supsupd import logs
 from supsupd.config import BankSettings, LearningSettings, Settings
 from supsupd.learning.device import pick_device, use_threads
+from supsupd.learning.inference import Scorer
+from supsupd.learning.network import Architecture, Network
 from supsupd.learning.predictor import Predictor
 from supsupd.worker import Worker
 
@@ -44,6 +46,7 @@ RESULT, PLOT = ROOT / "docs" / "results" / "scaling.json", ROOT / "docs" / "plot
 TASKS = (10, 100, 1000, 2500, 10_000, 100_000)
 MOST_LEARNING_TASKS = 2500
 """Learned batches are measured up to so many."""
+EVERYTHING = 1 << 40
 MEMORY_BYTES = 1 << 30
 """Of packed masks: 27,000 of them."""
 THREADS = 2
@@ -53,14 +56,14 @@ MOST_RISE, MOST_QUERY_MS, LEAST_AGREEMENT, MOST_INDEX_SHARE = 1.3, 60.0, 0.99, 0
 
 
 @contextmanager
-def loaded(state: Path) -> Iterator[Worker]:
+def loaded(state: Path, memory_bytes: int = MEMORY_BYTES) -> Iterator[Worker]:
     """The learning side of a daemon over a state directory."""
     settings = Settings(
         watch=[state.parent / "watch"],
         state=state,
         socket=state.parent / "socket",
         learning=LearningSettings(threads=THREADS),
-        bank=BankSettings(memory_bytes=MEMORY_BYTES),
+        bank=BankSettings(memory_bytes=memory_bytes),
     )
     database = Database.open(settings.database)
     try:
@@ -140,12 +143,11 @@ def ask(predictor: Predictor, asked: Sequence[Question]) -> tuple[float, np.ndar
 
     one(asked[0])
     times = [timed(lambda question=question: one(question)) for question in asked]
-    return median(times), np.array(answers[1:])
+    return round(median(times), 2), np.array(answers[1:])
 
 
-def everywhere(predictor: Predictor, asked: Sequence[Question]) -> np.ndarray:
+def everywhere(whole: Predictor, asked: Sequence[Question]) -> np.ndarray:
     """The task under exact scoring of every mask (n,); single images share a pass over the masks."""
-    whole = replace(predictor, shortlist=None)
     if len(asked[0].x) > 1:
         return ask(whole, asked)[1]
     return whole.predict(np.concatenate([q.x for q in asked]), None, per_sample=True).task
@@ -160,32 +162,42 @@ def agreement(found: np.ndarray, exact: np.ndarray, asked: Sequence[Question]) -
 # -- one size -------------------------------------------------------------------------------------------------------
 
 
-def measured(data: Path, tasks: int, compare: bool) -> dict[str, Any]:
-    """All about so many tasks."""
+def measured(data: Path, state: Path, compare: bool) -> dict[str, Any]:
+    """All about the tasks of a state directory."""
     use_threads(THREADS)
-    trained = train(data, 0, all_kinds)
-    with tempfile.TemporaryDirectory() as folder:
-        state = Path(folder) / "state"
-        (Path(folder) / "watch").mkdir()
-        stored = write_state(state, trained, tasks)
-        before = resident()
-        with loaded(state) as worker:
-            row = about_memory(worker, stored, before) | about_queries(worker, data, compare)
-            if tasks <= MOST_LEARNING_TASKS:
-                known = all_kinds(data, "train", 0)[: min(tasks, len(trained.records))]
-                row["batch_ms"] = round(learn(worker, known, switching=False), 1)
-                row["switching_batch_ms"] = round(learn(worker, known, switching=True), 1)
-                assert len(worker.predictor.tasks if worker.predictor else ()) == tasks
-    return {"tasks": tasks} | row
+    Scorer(Network(Architecture((4,), (3,), 2), 0), THREADS).warm_up()  # as a daemon that has started once
+    before = resident()
+    with loaded(state) as worker:
+        row = about_memory(worker, before)
+        asked = make_questions(data, row["tasks"])
+        answers = {}
+        for name, questions_asked in asked.items():
+            row[f"{name}_ms"], answers[name] = ask(predictor_of(worker), questions_asked)
+        if row["tasks"] <= MOST_LEARNING_TASKS:
+            known = all_kinds(data, "train", 0)[: row["tasks"]]
+            row["batch_ms"] = round(learn(worker, known, switching=False), 1)
+            row["switching_batch_ms"] = round(learn(worker, known, switching=True), 1)
+            assert len(predictor_of(worker).tasks) == row["tasks"]
+    if compare:
+        with loaded(state, EVERYTHING) as worker:
+            whole = replace(predictor_of(worker), shortlist=None)
+            for name, answered in answers.items():
+                row[f"{name}_agreement"] = agreement(answered, everywhere(whole, asked[name]), asked[name])
+    return row
 
 
-def about_memory(worker: Worker, stored: Path, before: int) -> dict[str, Any]:
-    predictor = worker.predictor
-    assert predictor is not None
-    masks, densities = [t.mask for t in predictor.tasks], [t.inputs for t in predictor.tasks]
+def predictor_of(worker: Worker) -> Predictor:
+    assert worker.predictor is not None
+    return worker.predictor
+
+
+def about_memory(worker: Worker, before: int) -> dict[str, Any]:
+    tasks = predictor_of(worker).tasks
+    masks, densities = [task.mask for task in tasks], [task.inputs for task in tasks]
     index = sum(d.coefficients.nbytes for d in densities if d is not None)
     return {
-        "stored_bytes_per_task": round(stored.stat().st_size / len(masks)),
+        "tasks": len(masks),
+        "stored_bytes_per_task": round(worker.settings.database.stat().st_size / len(masks)),
         "resident_bytes_per_task": round((resident() - before) / len(masks)),
         "packed_bytes_per_task": masks[0].nbytes,
         "index_bytes_per_task": round(index / len(masks)),
@@ -193,32 +205,29 @@ def about_memory(worker: Worker, stored: Path, before: int) -> dict[str, Any]:
     }
 
 
-def about_queries(worker: Worker, data: Path, compare: bool) -> dict[str, Any]:
-    predictor = worker.predictor
-    assert predictor is not None
+def make_questions(data: Path, tasks: int) -> dict[str, list[Question]]:
+    """What is asked of so many tasks: single images, and groups of them."""
     views = all_kinds(data, "test", 0)
-    known = range(min(len(predictor.tasks), len(views)))
-    found: dict[str, Any] = {}
-    for name, places, count, rows in (
-        ("one", known, QUERIES, 1),
-        ("many", known[:: -(-len(known) // GROUPS)], GROUPS, 32),
-    ):
-        asked = questions(views, places, count, rows)
-        taken, answers = ask(predictor, asked)
-        found[f"{name}_ms"] = round(taken, 2)
-        if compare:
-            found[f"{name}_agreement"] = agreement(answers, everywhere(predictor, asked), asked)
-    return found
+    known = range(min(tasks, len(views)))
+    some = known[:: -(-len(known) // GROUPS)]
+    return {
+        "one": questions(views, known, QUERIES, 1),
+        "many": questions(views, some, GROUPS, GROUP_ROWS),
+    }
 
 
 # -- all sizes ------------------------------------------------------------------------------------------------------
 
 
 def in_process(options: argparse.Namespace, tasks: int) -> dict[str, Any]:
-    """One size in a process of its own: what one has loaded does not count as another's memory."""
-    command = [sys.executable, __file__, "--data", str(options.data), "--tasks", str(tasks), "--json"]
-    command += ["--compare"] if tasks == max(options.sizes) else []
-    run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    """One size, loaded in a process of its own: it has neither trained masks nor loaded others."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        (Path(folder) / "watch").mkdir()
+        write_state(state, train(options.data, 0, all_kinds), tasks)
+        command = [sys.executable, __file__, "--data", str(options.data), "--state", str(state)]
+        command += ["--compare"] if options.compare or tasks == max(TASKS) else []
+        run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return dict(json.loads(run.stdout))
 
 
@@ -269,6 +278,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tasks", help=f"numbers of tasks, by default {','.join(map(str, TASKS))}")
     parser.add_argument("--compare", action="store_true", help="with exact scoring of every mask, whatever the size")
     parser.add_argument("--json", action="store_true", help="print JSON alone and write nothing")
+    parser.add_argument("--state", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.sizes = [int(size) for size in options.tasks.split(",")] if options.tasks else list(TASKS)
     return options
@@ -277,8 +287,8 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     logs.configure("console", "error")
     options = parse_options()
-    if options.json and len(options.sizes) == 1:
-        print(json.dumps(measured(options.data, options.sizes[0], options.compare)))
+    if options.state is not None:
+        print(json.dumps(measured(options.data, options.state, options.compare)))
         return
     started = time.monotonic()
     rows = [in_process(options, tasks) for tasks in options.sizes]

@@ -62,6 +62,7 @@ class Engine:
         scorer = Scorer(network, learning.threads, settings.bank.ready_bytes)
         scorer.warm_up()
         learner = pick_learner(recognition)(network, scorer, learning, recognition, normaliser.transforms)
+        learner.learner.warm_up()
         room = network.architecture.outputs - scenarios.spare_outputs(recognition.objective)
         classes = replace(classes, outputs=room)
 
