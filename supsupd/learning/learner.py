@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from supsupd.config import LearningSettings
 from supsupd.learning.foreign import foreign_copies
+from supsupd.learning.gpu_kernels import fused_rmsprop
 from supsupd.learning.network import Network
 from supsupd.learning.optimiser import Layer, Step, loss_slope, take_step
 from supsupd.learning.supermask import (
@@ -37,8 +38,8 @@ GROUPS = ("scores", "average", "first_moments", "second_moments", "statistics")
 STATISTICS_SHARE = 0.1
 """Least weight of a batch in a task's normalisation statistics: they follow the mask."""
 SURENESS = 4.0
-"""Scores made from bits, in initial bounds. The moments start at 0, so that the first twenty steps go as far as 77 of
-full length: bits whose scores lay nearer to 0 were undone by them (0.95 to 0.74 on MNIST)."""
+"""Of scores made from bits, in initial bounds. The moments start at 0, so that the first twenty steps go as far as 77
+of full length: bits whose scores lay nearer to 0 were undone by them (0.95 to 0.74 on MNIST)."""
 SMOOTHING_ROWS = 8.0
 WORSE_Z = 1.645
 """A good update is refused by chance in at most 5 % of the batches (one-sided normal test on paired differences)."""
@@ -184,11 +185,11 @@ class Learner:
         lengths = self.network.architecture.body.statistics
         return self._start(scores, [torch.zeros(length) for length in lengths])
 
-    def from_mask(self, packed: np.ndarray) -> TrainingState:
-        """Where training of a task goes on whose scores were not kept."""
+    def from_mask(self, packed: np.ndarray, sureness: float = SURENESS) -> TrainingState:
+        """Where training of a task goes on whose scores were not kept; they get this size, in initial bounds."""
         rule = self.settings.rule
         layers = zip(self.network.unpack(packed), self.network.architecture.layers, strict=True)
-        scores = [scores_from_mask(mask, SURENESS / math.sqrt(s.columns), rule) for mask, s in layers]
+        scores = [scores_from_mask(mask, sureness / math.sqrt(s.columns), rule) for mask, s in layers]
         return self._start(scores, self.network.statistics(packed))
 
     def _start(self, scores: list[Tensor], statistics: list[Tensor]) -> TrainingState:
@@ -304,8 +305,11 @@ class Learner:
         step = Step.of(settings.optimiser, settings.rule, count, lr, share=1.0 - decay)
         first = state.first_moments if step.adam else state.second_moments
         groups = (self.network.weights, state.scores, state.average, first, state.second_moments)
-        for gradient, *tensors in zip(gradients, *groups, strict=True):
-            take_step(Layer(*tensors), gradient, step)
+        for gradient, buffer, *tensors in zip(gradients, buffers, *groups, strict=True):
+            if gradient.is_cuda and not (step.adam or step.signed):
+                fused_rmsprop(Layer(*tensors), gradient, step, buffer)
+            else:
+                take_step(Layer(*tensors), gradient, step)
         return replace(state, steps=count)
 
     def split(self, samples: Samples, seed: int) -> tuple[Samples, Samples]:

@@ -15,6 +15,9 @@ from torch import Tensor
 from supsupd.learning.bank import Mask
 from supsupd.learning.learner import Learner, Samples, TrainingState
 
+START_SURENESS = 0.5
+"""Of bits that another task begins with: they are to be changed."""
+
 
 @dataclass(frozen=True)
 class Earlier:
@@ -64,7 +67,7 @@ def _matched(scores: Tensor, like: Tensor) -> Tensor:
 def _best(learner: Learner, samples: Samples, earlier: Sequence[Earlier]) -> TrainingState:
     """The bits of the mask with the least loss on the samples; its scores are not taken, they are too sure."""
     losses = [float(learner.losses(_state(learner, task), samples).mean()) for task in earlier]
-    return learner.from_mask(earlier[int(np.argmin(losses))].mask.packed)
+    return learner.from_mask(earlier[int(np.argmin(losses))].mask.packed, START_SURENESS)
 
 
 def _state(learner: Learner, task: Earlier) -> TrainingState:
