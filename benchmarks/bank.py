@@ -3,7 +3,7 @@
 A state directory with so many tasks is made (`filled.py`: LeNet 300-100, 500 outputs) and loaded as the daemon loads
 it; then the task of test images is inferred, one image at a time. With --peer the paper's own One-Shot runs after it,
 in a process of its own. Times are medians. Resident memory is what the process grew by through loading the masks and
-answering, after everything had been imported and compiled.
+exact answers, after everything had been imported and compiled; One-Shot's superposition comes on top.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from common import ROOT
-from filled import TRAINED, orders, train, write_state
+from filled import OUTPUTS, TRAINED, orders, train, write_state
 from paper_report import make_table, measure, new_figure, report, save_figure, write_json
 from peer import one_shot
 from rich.console import Console
@@ -32,8 +32,9 @@ from storage.spool import Spool
 from supsupd import logs
 from supsupd.choices import Method
 from supsupd.config import BankSettings, LearningSettings, RecognitionSettings, Settings
+from supsupd.learning.bank import Masks
 from supsupd.learning.device import pick_device, use_threads
-from supsupd.learning.inference import Scorer
+from supsupd.learning.inference import Scorer, Slopes
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.queries import Query
@@ -41,6 +42,7 @@ from supsupd.worker import Worker
 
 RESULT, PLOT = ROOT / "docs" / "results" / "bank.json", ROOT / "docs" / "plots" / "bank.png"
 TASKS = (10, 100, 1000, 2500)
+"""All of them hold the trained ones."""
 IMAGES = 60
 COPIES = 9
 THREADS = 2
@@ -107,14 +109,17 @@ def copy_bandwidth(nbytes: int) -> float:
 def measured(data: Path, state: Path) -> dict[str, Any]:
     """Ours among the masks of a state directory."""
     use_threads(THREADS)
-    Scorer(Network(Architecture((4,), (3,), 2), 0), THREADS).warm_up()  # as a daemon that has started once
+    warm_up()
+    images = single_images(data)
     loaded = load(state)
     predictor = loaded.predictor
-    rows, truth = single_images(data, predictor, min(len(predictor.tasks), TRAINED))
-    superposing = timed(lambda: predictor.predict(rows[:1], None, True, "one-shot"))
+    truth = np.arange(IMAGES) % TRAINED
+    rows = predictor.normaliser(images)
     exact_ms, exact = infer(predictor, rows, "exact")
-    one_shot_ms, guessed = infer(predictor, rows, "one-shot")
     grown = resident() - loaded.resident_before
+    superposing = timed(lambda: predictor.predict(rows[:1], None, True, "one-shot"))
+    one_shot_ms, guessed = infer(predictor, rows, "one-shot")
+    with_superposition = resident() - loaded.resident_before
     packed = sum(task.mask.nbytes for task in predictor.tasks)
     bandwidth = copy_bandwidth(packed)
     return {
@@ -123,6 +128,7 @@ def measured(data: Path, state: Path) -> dict[str, Any]:
         "one_shot_ms": round(one_shot_ms, 3),
         "packed_bytes": packed,
         "rss_bytes": grown,
+        "rss_with_superposition_bytes": with_superposition,
         "start_seconds": round(loaded.seconds, 3),
         "superpose_ms": round(superposing, 1),
         "exact_right": round(float((exact == truth).mean()), 4),
@@ -133,11 +139,21 @@ def measured(data: Path, state: Path) -> dict[str, Any]:
     }
 
 
-def single_images(data: Path, predictor: Predictor, tasks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Test images of the trained tasks in turn, normalised (n, inputs), and the place of each one's mask (n,)."""
-    views = orders(data, "test")[:tasks]
-    images = [views[i % tasks].transform(views[i % tasks].x[i : i + 1]) for i in range(IMAGES)]
-    return predictor.normaliser(np.concatenate(images)), np.arange(IMAGES) % tasks
+def warm_up() -> None:
+    """Everything that happens once in a process: what is imported, compiled and set up at a first use."""
+    network = Network(Architecture((784,), (300, 100), OUTPUTS), 0)
+    scorer, x = Scorer(network, THREADS), np.ones((1, 784), np.float32)
+    scorer.warm_up()
+    for objective in ("entropy", "energy"):
+        masks = Masks.of([np.zeros(network.architecture.mask_bytes, np.uint8)] * 2)
+        Slopes(scorer, masks, objective, 10).one_shot(x)
+        scorer.evidence(objective, x, masks, 10)
+
+
+def single_images(data: Path) -> np.ndarray:
+    """Test images of the trained tasks in turn, (n, 28, 28)."""
+    views = orders(data, "test")
+    return np.concatenate([views[i % TRAINED].transform(views[i % TRAINED].x[i : i + 1]) for i in range(IMAGES)])
 
 
 def with_peer(row: dict[str, Any], peer: Path | None) -> dict[str, Any]:

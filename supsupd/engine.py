@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import structlog
@@ -30,6 +31,12 @@ from supsupd.learning.tasks import TaskLearner
 from supsupd.learning.transforms import Transforms
 
 log = structlog.get_logger("supsupd.learning")
+
+
+@lru_cache
+def _shared(labels: frozenset[int]) -> frozenset[int]:
+    """The same set for all tasks of the same labels: many tasks mostly have the same."""
+    return labels
 
 
 @dataclass
@@ -132,7 +139,7 @@ class Engine:
         if task.mask.key != (task.task_id, task.version):
             self.bank.keep(task.mask, (task.task_id, task.version))
         record = task.reference
-        labels = frozenset(record.labels)
+        labels = _shared(frozenset(record.labels))
         return ServedTask(task.task_id, task.version, task.mask, record.evidence, labels, task.inputs)
 
     def withdraw(self, task_id: int, into: int | None = None) -> None:

@@ -20,7 +20,7 @@ Key = tuple[int, int]
 """A stored mask: task id and version."""
 Fetch = Callable[[Sequence[Key]], Sequence[np.ndarray]]
 """Reads stored masks, uint8 (mask_bytes,) each, in the order of the keys."""
-READ_MASKS = 256
+READ_MASKS = 64
 """Masks that are read from the store at a time when all of them are looked at."""
 
 

@@ -65,7 +65,7 @@ def smoothed_variance(moments: InputMoments) -> np.ndarray:
     return smoothed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InputDensity:
     """One task's coefficients: uint16 (2 padded(d),), the upper halves of float32 a and b; their address; and c."""
 

@@ -21,7 +21,7 @@ class Shortlist:
     queried: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ServedTask:
     """One task's newest mask, and the records, by name, of the evidence that routes to it.
 

@@ -41,7 +41,7 @@ class LabelledBatch:
         return self.content or self.sha256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TaskRecord:
     """A task as it stands: its newest mask and its record.
 

@@ -67,7 +67,7 @@ def gauge_columns(gauges: Sequence[Gauge]) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reference:
     """A task's own record, what new batches are held against.
 
