@@ -79,7 +79,7 @@ def test_scores_that_cannot_be_changed_in_place_are_refused():
         take_step(scattered, gradient, Step.of("rmsprop", "threshold", 1, lr=1e-3))
 
 
-def test_rmsprop_needs_no_first_moments():
+def test_rmsprop_looks_at_no_first_moments():
     layer, gradient = drawn((3, 7))
     step = Step.of("rmsprop", "threshold", 1, lr=1e-3)
     without = layer._replace(first=torch.empty(0))

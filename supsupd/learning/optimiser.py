@@ -38,7 +38,7 @@ class Layer(NamedTuple, Generic[Values]):
 
     Args:
         average: the running average of the scores.
-        first, second: moments of the gradient; `first` is empty unless the optimiser is adam.
+        first, second: moments of the gradient; Adam alone looks at the first.
     """
 
     weight: Values

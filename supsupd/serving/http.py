@@ -64,13 +64,13 @@ class _Inference:
     def routes(self) -> list[Route]:
         model = "/v2/models/{model}"
         return [
+            Route(model + "/infer", self.infer, methods=["POST"]),  # first: they are tried in order
             Route("/v2", self.server),
             Route("/v2/", self.server),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
             Route(model, self.model),
             Route(model + "/ready", self.ready),
-            Route(model + "/infer", self.infer, methods=["POST"]),
         ]
 
     async def server(self, request: Request) -> Response:

@@ -167,8 +167,8 @@ def _decode_inputs(inputs: list[Any]) -> np.ndarray:
     if type(datatype) is not str or datatype not in DATATYPES:
         raise ProtocolError("bad_datatype: input x must be one of " + ", ".join(DATATYPES))
     shape = _decode_shape(tensor.get("shape"))
-    values = _flatten(_field(tensor, "data", list, []), shape)
-    return _to_array(values, datatype).reshape(shape)
+    values, kinds = _flatten(_field(tensor, "data", list, []), shape)
+    return _to_array(values, kinds, datatype).reshape(shape)
 
 
 def _decode_shape(shape: Any) -> tuple[int, ...]:
@@ -179,25 +179,27 @@ def _decode_shape(shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _flatten(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
-    """The values of `data`, which is either flat or nested exactly as `shape` says."""
-    if any(type(value) is list for value in data):
+def _flatten(data: list[Any], shape: tuple[int, ...]) -> tuple[list[Any], set[type]]:
+    """The values of `data`, which is either flat or nested exactly as `shape` says, and of which types they are."""
+    kinds = set(map(type, data))
+    if list in kinds:
         for axis, size in enumerate(shape[1:], start=1):
-            if not all(type(row) is list and len(row) == size for row in data):
+            if kinds != {list} or any(len(row) != size for row in data):
                 raise ProtocolError(f"shape_mismatch: the data of x is not nested as its shape says on axis {axis}")
             data = list(chain.from_iterable(data))
+            kinds = set(map(type, data))
     if len(data) != math.prod(shape):
         raise ProtocolError(
             f"shape_mismatch: shape {list(shape)} wants {math.prod(shape)} values, data has {len(data)}"
         )
-    return data
+    return data, kinds
 
 
-def _to_array(values: list[Any], datatype: str) -> np.ndarray:
+def _to_array(values: list[Any], kinds: set[type], datatype: str) -> np.ndarray:
     dtype = np.dtype(DATATYPES[datatype])
-    kinds: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
-    allowed = kinds.get(dtype.kind, {int})
-    if not set(map(type, values)) <= allowed:
+    fitting: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
+    allowed = fitting.get(dtype.kind, {int})
+    if not kinds <= allowed:
         names = " or ".join(sorted(kind.__name__ for kind in allowed))
         raise ProtocolError(f"bad_datatype: {datatype} data must be {names} values only")
     try:
