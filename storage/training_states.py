@@ -1,6 +1,6 @@
 """Scores and optimiser state of the recently active tasks, so that one that returns goes on where it was."""
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from storage.models import TaskRow, TrainingStateRow, utc_now
@@ -11,7 +11,11 @@ StateRow = TrainingStateRow
 def save(session: Session, task_id: int, version: int, payload: bytes) -> None:
     """Store the state that belongs to a version of a task's mask; the task becomes the most recent."""
     turn = (session.scalar(select(func.max(TrainingStateRow.turn))) or 0) + 1
-    session.merge(TrainingStateRow(task_id=task_id, version=version, turn=turn, payload=payload, updated_at=utc_now()))
+    values = {"version": version, "turn": turn, "payload": payload, "updated_at": utc_now()}
+    # Not `merge`: it would read megabytes to overwrite them.
+    found = session.execute(update(TrainingStateRow).where(TrainingStateRow.task_id == task_id).values(**values))
+    if not found.rowcount:  # type: ignore[attr-defined]  # an update has it
+        session.add(TrainingStateRow(task_id=task_id, **values))
     session.flush()
 
 

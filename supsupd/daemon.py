@@ -38,7 +38,9 @@ from supsupd.worker import Worker
 
 EXIT_DATA, EXIT_OS, EXIT_BUSY, EXIT_CONFIG = 65, 71, 75, 78
 CHECK_SECONDS = 1.0
-SWITCH_SECONDS = 0.001
+LEARNING_NICE = 10
+"""Of the learning thread: a query comes first where both want the same core, and training still goes on."""
+SWITCH_SECONDS = 0.0002
 """A query waits at most so long for the training thread to hand over the interpreter (Python's own: 5 ms)."""
 
 log = structlog.get_logger("supsupd.daemon")
@@ -122,7 +124,7 @@ class Daemon:
         stack.callback(self._shutdown, server, worker, intake, service)
         for progress in intake.progress:
             self._run_thread(f"watch {progress.source.name}", intake.loop, progress, self._stopping)
-        self._run_thread("learn", worker.loop, self._stopping)
+        self._run_thread("learn", self._learn, worker)
         log.info(
             "ready",
             socket=str(settings.socket),
@@ -147,6 +149,11 @@ class Daemon:
                 # Named by its path: the cursors survive another order of folders.
                 known = load_cursors(session, str(folder))
             intake.add(DirectorySource(folder, name=str(folder), cursors=known, settings=times))
+
+    def _learn(self, worker: Worker) -> None:
+        # Of this thread alone (Linux).
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEARNING_NICE)
+        worker.loop(self._stopping)
 
     def _run_thread(self, name: str, target: object, *args: object) -> None:
         # Daemonic: a training that does not end in time must not hold the process.

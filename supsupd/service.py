@@ -91,6 +91,13 @@ class Service:
             classes=list(predictor.classes.labels),  # type: ignore[arg-type]
         )
 
+    def is_light(self, rows: int, task: int | str | None) -> bool:
+        predictor = self._worker.predictor
+        if predictor is None or not isinstance(task, int):  # a key or a name is looked up in the store
+            return False
+        place = predictor.place_of(task)
+        return place is not None and predictor.scorer.is_light(rows, predictor.tasks[place].mask)
+
     def _place(self, predictor: Predictor, task: int | str) -> int:
         """Where the mask of a given task is; the store is only asked about what is not a served task's id."""
         if isinstance(task, int) and (place := predictor.place_of(task)) is not None:

@@ -263,6 +263,13 @@ def test_a_long_prediction_does_not_hold_up_the_others(served, engine):
     assert answers[0].status_code == 200
 
 
+@pytest.mark.parametrize(("rows", "task", "light"), [(1, 1, True), (5, 1, False), (1, None, False), (1, "1", False)])
+def test_a_light_query_is_answered_by_the_thread_that_read_it(served, engine, rows, task, light):
+    parameters = {} if task is None else {"task": task}
+    assert ask(served, "POST", INFER, json=infer(ROW * rows, parameters=parameters)).status_code == 200
+    assert engine.answered_in == ["supsupd-http"] if light else engine.answered_in != ["supsupd-http"]
+
+
 def test_the_socket_is_private_and_so_is_a_folder_made_for_it(path):
     old = os.umask(0)
     try:

@@ -32,6 +32,8 @@ KERNEL_ROWS = 32
 """Up to this many samples the kernel beats unpacking each mask (measured on LeNet 300-100)."""
 READY_ROWS = 4
 """Up to this many it also beats a mask that is unpacked already."""
+LIGHT_WEIGHTS = 1 << 20
+"""So many go through the kernel in a fraction of a millisecond."""
 CHUNK_VALUES = 1 << 22
 """Logits held at once while many masks are scored: 16 MiB."""
 READY_BYTES = 128 << 20
@@ -161,6 +163,11 @@ class Scorer:
         self.kernels.halves_dots(np.zeros(1, np.int64), np.zeros(LANES, np.float32))
         if self._device is not None:
             self._device.warm_up()
+
+    def is_light(self, rows: int, mask: Mask) -> bool:
+        """Whether `run` takes a fraction of a millisecond and reads nothing from the store."""
+        small = self.network.architecture.weights <= LIGHT_WEIGHTS
+        return self._linear is not None and rows <= READY_ROWS and small and mask.hot is not None
 
     def run(self, x: np.ndarray, mask: Mask) -> Tensor:
         """Logits (n, outputs) of x, float32 (n, inputs), under one mask; its weights are ready if it ran lately."""

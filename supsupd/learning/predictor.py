@@ -272,7 +272,9 @@ class Predictor:
             logits = self.scorer.run(rows[mine], self.masks[place])
             probabilities[mine] = self._probabilities(place, logits[:, :classes]).cpu().numpy()
             entropies[mine] = entropy(logits).cpu().numpy()
-            raw = EVIDENCE[query.judged](logits, classes).cpu().numpy()
+            raw = entropies[mine]
+            if query.judged != "entropy":
+                raw = EVIDENCE[query.judged](logits, classes).cpu().numpy()
             surprise[mine] = self._gauge(place, query.judged).surprise(raw)
         if not query.per_sample:
             surprise = np.full(count, surprise.mean())

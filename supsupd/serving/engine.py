@@ -87,6 +87,10 @@ class Engine(Protocol):
         Raises NoModelYet, TaskUnknown, BadInput.
         """
 
+    def is_light(self, rows: int, task: int | str | None) -> bool:
+        """Whether `predict` for so many rows of this task waits for nothing and takes well under a millisecond: less
+        than handing it to a thread. Must be so itself."""
+
     def model(self) -> dict[str, Any] | None:
         """{"input_shape": [784], "classes": [...], "label_kind": "int" | "str"}; None: no network yet."""
 
