@@ -10,85 +10,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 from common import ROOT
-from filled import OUTPUTS, TRAINED, orders, train, write_state
+from filled import TRAINED, orders, train
+from loading import EVERYTHING, THREADS, in_process, loaded, predictor_of, resident, timed, warm_up
 from paper_report import make_table, measure, new_figure, report, save_figure, write_json
 from peer import one_shot
 from rich.console import Console
 
-from storage.db import Database
-from storage.spool import Spool
 from supsupd import logs
 from supsupd.choices import Method
-from supsupd.config import BankSettings, LearningSettings, RecognitionSettings, Settings
-from supsupd.learning.bank import Masks
-from supsupd.learning.device import pick_device, use_threads
-from supsupd.learning.inference import Scorer, Slopes
-from supsupd.learning.network import Architecture, Network
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.queries import Query
-from supsupd.worker import Worker
 
 RESULT, PLOT = ROOT / "docs" / "results" / "bank.json", ROOT / "docs" / "plots" / "bank.png"
 TASKS = (10, 100, 1000, 2500)
 """All of them hold the trained ones."""
 IMAGES = 60
 COPIES = 9
-THREADS = 2
-EVERYTHING = 1 << 40
 TARGET_TASKS = 2500
 LEAST_EXACT, LEAST_ONE_SHOT, LEAST_MEMORY = 100.0, 200.0, 80.0
 MOST_RESIDENT, MOST_START_SECONDS = 1.3, 2.0
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What a daemon would have after its start, how long that took, and what memory was resident before."""
-
-    predictor: Predictor
-    seconds: float
-    resident_before: int
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * 4096
-
-
-def load(state: Path) -> Loaded:
-    """Loads a state directory like the daemon; queries are scored under all masks, whatever their number."""
-    settings = Settings(
-        watch=[state.parent / "watch"],
-        state=state,
-        socket=state.parent / "socket",
-        learning=LearningSettings(threads=THREADS),
-        recognition=RecognitionSettings(shortlist_above=EVERYTHING),
-        bank=BankSettings(memory_bytes=EVERYTHING),
-    )
-    worker = Worker(settings, Database.open(settings.database), Spool(state / "spool"), pick_device("cpu"))
-    before, started = resident(), time.perf_counter()
-    worker.load()
-    seconds = time.perf_counter() - started
-    assert worker.predictor is not None
-    return Loaded(worker.predictor, seconds, before)
-
-
-def timed(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - started)
 
 
 def infer(predictor: Predictor, rows: np.ndarray, method: Method) -> tuple[float, np.ndarray]:
@@ -108,18 +56,23 @@ def copy_bandwidth(nbytes: int) -> float:
 
 def measured(data: Path, state: Path) -> dict[str, Any]:
     """Ours among the masks of a state directory."""
-    use_threads(THREADS)
     warm_up()
     images = single_images(data)
-    loaded = load(state)
-    predictor = loaded.predictor
+    before, started = resident(), time.perf_counter()
+    with loaded(state, shortlist_above=EVERYTHING) as worker:
+        seconds = time.perf_counter() - started
+        return about(predictor_of(worker), images, before) | {"start_seconds": round(seconds, 3)}
+
+
+def about(predictor: Predictor, images: np.ndarray, before: int) -> dict[str, Any]:
+    """What inference costs, and the memory since there were `before` bytes of it."""
     truth = np.arange(IMAGES) % TRAINED
     rows = predictor.normaliser(images)
     exact_ms, exact = infer(predictor, rows, "exact")
-    grown = resident() - loaded.resident_before
+    grown = resident() - before
     superposing = timed(lambda: predictor.predict(rows[:1], None, True, "one-shot"))
     one_shot_ms, guessed = infer(predictor, rows, "one-shot")
-    with_superposition = resident() - loaded.resident_before
+    with_superposition = resident() - before
     packed = sum(task.mask.nbytes for task in predictor.tasks)
     bandwidth = copy_bandwidth(packed)
     return {
@@ -129,7 +82,6 @@ def measured(data: Path, state: Path) -> dict[str, Any]:
         "packed_bytes": packed,
         "rss_bytes": grown,
         "rss_with_superposition_bytes": with_superposition,
-        "start_seconds": round(loaded.seconds, 3),
         "superpose_ms": round(superposing, 1),
         "exact_right": round(float((exact == truth).mean()), 4),
         "one_shot_right": round(float((guessed == truth).mean()), 4),
@@ -137,17 +89,6 @@ def measured(data: Path, state: Path) -> dict[str, Any]:
         "exact_bandwidth_share": round(1e3 * packed / exact_ms / bandwidth, 4),
         "one_shot_bandwidth_share": round(1e3 * packed / one_shot_ms / bandwidth, 4),
     }
-
-
-def warm_up() -> None:
-    """Everything that happens once in a process: what is imported, compiled and set up at a first use."""
-    network = Network(Architecture((784,), (300, 100), OUTPUTS), 0)
-    scorer, x = Scorer(network, THREADS), np.ones((1, 784), np.float32)
-    scorer.warm_up()
-    for objective in ("entropy", "energy"):
-        masks = Masks.of([np.zeros(network.architecture.mask_bytes, np.uint8)] * 2)
-        Slopes(scorer, masks, objective, 10).one_shot(x)
-        scorer.evidence(objective, x, masks, 10)
 
 
 def single_images(data: Path) -> np.ndarray:
@@ -164,15 +105,10 @@ def with_peer(row: dict[str, Any], peer: Path | None) -> dict[str, Any]:
     return row
 
 
-def in_process(options: argparse.Namespace, tasks: int) -> dict[str, Any]:
-    """One size, loaded in a process of its own: it has neither trained masks nor loaded others."""
-    with tempfile.TemporaryDirectory() as folder:
-        state = Path(folder) / "state"
-        (Path(folder) / "watch").mkdir()
-        write_state(state, train(options.data), tasks)
-        command = [sys.executable, __file__, "--data", str(options.data), "--state", str(state)]
-        run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return with_peer(json.loads(run.stdout), options.peer)
+def beside(options: argparse.Namespace, tasks: int) -> dict[str, Any]:
+    """Ours and, if there is one, the peer among so many masks."""
+    row = in_process(__file__, train(options.data), tasks, ["--data", str(options.data)])
+    return with_peer(row, options.peer)
 
 
 def measures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -230,7 +166,7 @@ def main() -> None:
         print(json.dumps(measured(options.data, options.state)))
         return
     started = time.monotonic()
-    rows = [in_process(options, tasks) for tasks in ([options.tasks] if options.tasks else TASKS)]
+    rows = [beside(options, tasks) for tasks in ([options.tasks] if options.tasks else TASKS)]
     if options.json:
         print(json.dumps(rows if options.tasks is None else rows[0]))
         return

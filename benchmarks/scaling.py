@@ -12,12 +12,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -25,20 +21,15 @@ from typing import Any
 
 import numpy as np
 from common import ROOT, StreamTask
-from filled import TRAINING_ROWS, all_kinds, train, write_state
+from filled import TRAINING_ROWS, all_kinds, train
+from loading import THREADS, in_process, loaded, predictor_of, resident, timed, warm_up
 from paper_report import make_table, measure, new_figure, report, save_figure, write_json
 from rich.console import Console
 
 from storage import ledger
-from storage.db import Database
-from storage.spool import Spool
 from streams.batch import Batch
 from streams.formats import encode
 from supsupd import logs
-from supsupd.config import BankSettings, LearningSettings, Settings
-from supsupd.learning.device import pick_device, use_threads
-from supsupd.learning.inference import Scorer
-from supsupd.learning.network import Architecture, Network
 from supsupd.learning.predictor import Predictor
 from supsupd.worker import Worker
 
@@ -46,44 +37,11 @@ RESULT, PLOT = ROOT / "docs" / "results" / "scaling.json", ROOT / "docs" / "plot
 TASKS = (10, 100, 1000, 2500, 10_000, 100_000)
 MOST_LEARNING_TASKS = 2500
 """Learned batches are measured up to so many."""
-EVERYTHING = 1 << 40
 MEMORY_BYTES = 1 << 30
 """Of packed masks: 27,000 of them."""
-THREADS = 2
 BATCH_ROWS, BATCHES, WARM_UP = 128, 30, 3
 QUERIES, GROUPS, GROUP_ROWS = 108, 9, 32
 MOST_RISE, MOST_QUERY_MS, LEAST_AGREEMENT, MOST_INDEX_SHARE = 1.3, 60.0, 0.99, 0.25
-
-
-@contextmanager
-def loaded(state: Path, memory_bytes: int = MEMORY_BYTES) -> Iterator[Worker]:
-    """The learning side of a daemon over a state directory."""
-    settings = Settings(
-        watch=[state.parent / "watch"],
-        state=state,
-        socket=state.parent / "socket",
-        learning=LearningSettings(threads=THREADS),
-        bank=BankSettings(memory_bytes=memory_bytes),
-    )
-    database = Database.open(settings.database)
-    try:
-        worker = Worker(settings, database, Spool(state / "spool"), pick_device("cpu"))
-        worker.load()
-        yield worker
-    finally:
-        database.close()
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * 4096
-
-
-def timed(call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - started)
 
 
 # -- learned batches ------------------------------------------------------------------------------------------------
@@ -164,10 +122,9 @@ def agreement(found: np.ndarray, exact: np.ndarray, asked: Sequence[Question]) -
 
 def measured(data: Path, state: Path, compare: bool) -> dict[str, Any]:
     """All about the tasks of a state directory."""
-    use_threads(THREADS)
-    Scorer(Network(Architecture((4,), (3,), 2), 0), THREADS).warm_up()  # as a daemon that has started once
+    warm_up()
     before = resident()
-    with loaded(state) as worker:
+    with loaded(state, MEMORY_BYTES) as worker:
         row = about_memory(worker, before)
         asked = make_questions(data, row["tasks"])
         answers = {}
@@ -179,16 +136,11 @@ def measured(data: Path, state: Path, compare: bool) -> dict[str, Any]:
             row["switching_batch_ms"] = round(learn(worker, known, switching=True), 1)
             assert len(predictor_of(worker).tasks) == row["tasks"]
     if compare:
-        with loaded(state, EVERYTHING) as worker:
+        with loaded(state) as worker:
             whole = replace(predictor_of(worker), shortlist=None)
             for name, answered in answers.items():
                 row[f"{name}_agreement"] = agreement(answered, everywhere(whole, asked[name]), asked[name])
     return row
-
-
-def predictor_of(worker: Worker) -> Predictor:
-    assert worker.predictor is not None
-    return worker.predictor
 
 
 def about_memory(worker: Worker, before: int) -> dict[str, Any]:
@@ -219,16 +171,10 @@ def make_questions(data: Path, tasks: int) -> dict[str, list[Question]]:
 # -- all sizes ------------------------------------------------------------------------------------------------------
 
 
-def in_process(options: argparse.Namespace, tasks: int) -> dict[str, Any]:
-    """One size, loaded in a process of its own: it has neither trained masks nor loaded others."""
-    with tempfile.TemporaryDirectory() as folder:
-        state = Path(folder) / "state"
-        (Path(folder) / "watch").mkdir()
-        write_state(state, train(options.data, 0, all_kinds), tasks)
-        command = [sys.executable, __file__, "--data", str(options.data), "--state", str(state)]
-        command += ["--compare"] if options.compare or tasks == max(TASKS) else []
-        run = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-    return dict(json.loads(run.stdout))
+def size(options: argparse.Namespace, tasks: int) -> dict[str, Any]:
+    """All about so many tasks."""
+    compare = ["--compare"] if options.compare or tasks == max(TASKS) else []
+    return in_process(__file__, train(options.data, 0, all_kinds), tasks, ["--data", str(options.data), *compare])
 
 
 def measures(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -291,7 +237,7 @@ def main() -> None:
         print(json.dumps(measured(options.data, options.state, options.compare)))
         return
     started = time.monotonic()
-    rows = [in_process(options, tasks) for tasks in options.sizes]
+    rows = [size(options, tasks) for tasks in options.sizes]
     if options.json:
         print(json.dumps(rows))
         return
