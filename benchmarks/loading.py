@@ -21,6 +21,7 @@ from supsupd.config import BankSettings, LearningSettings, RecognitionSettings, 
 from supsupd.learning.bank import Masks
 from supsupd.learning.device import pick_device, use_threads
 from supsupd.learning.inference import Scorer, Slopes
+from supsupd.learning.kernels import CHUNK
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.predictor import Predictor
 from supsupd.worker import Worker
@@ -49,8 +50,10 @@ def warm_up() -> None:
     network = Network(Architecture((784,), (300, 100), OUTPUTS), 0)
     scorer, x = Scorer(network, THREADS), np.ones((1, 784), np.float32)
     scorer.warm_up()
-    masks = Masks.of([np.zeros(network.architecture.mask_bytes, np.uint8)] * 2)
-    Slopes(scorer, masks, "entropy", 10).one_shot(x)
+    masks = Masks.of([np.zeros(network.architecture.mask_bytes, np.uint8)] * 2 * CHUNK)
+    for _ in range(2):
+        Slopes(scorer, masks, "entropy", 10).one_shot(x)
+        scorer.evidence("entropy", x, masks, 10)
 
 
 @contextmanager
