@@ -120,15 +120,6 @@ def load_masks(session: Session, wanted: Sequence[tuple[int, int]]) -> list[Mask
     return [found[place] for place in wanted]
 
 
-def stored_bytes(session: Session, task_id: int, version: int) -> int:
-    """What the bits and statistics of a version take in the store, read without them. Raises MaskUnknown."""
-    size = func.length(MaskVersionRow.bits) + func.coalesce(func.length(MaskVersionRow.statistics), 0)
-    place = MaskVersionRow.task_id == task_id, MaskVersionRow.version == version
-    if (found := session.scalar(select(size).where(*place))) is None:
-        raise _unknown(task_id, version)
-    return found
-
-
 def find_before(session: Session, task_id: int, batch_id: int) -> int | None:
     """The last version of a task's mask that no batch from `batch_id` on had a part in; None when there is none."""
     versions = select(func.min(MaskVersionRow.version)).where(MaskVersionRow.task_id == task_id)

@@ -110,17 +110,6 @@ def test_one_missing_version_among_many_says_so(store, missing):
         masks.load_masks(session, [(1, 1), missing])
 
 
-def test_the_bytes_that_a_version_takes_are_those_of_its_row(path, store):
-    made = fill(store)
-    lengths = column(path, "length(bits)")
-    with store.read() as session:
-        sizes = {place: masks.stored_bytes(session, *place) for place in made}
-        with pytest.raises(MaskUnknown, match="no mask version 9"):
-            masks.stored_bytes(session, 1, 9)
-    assert sizes == {place: length + 24 for place, length in lengths.items()}
-    assert min(sizes.values()) < max(sizes.values()) == 1250 + 24
-
-
 @pytest.mark.parametrize("nbits", [-1, 0, 9, 81])
 def test_a_byte_without_a_weight_or_a_weight_without_a_bit_is_refused(store, nbits):
     with store.write() as session:

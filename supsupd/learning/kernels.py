@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -28,12 +28,19 @@ CHUNK_BYTES = 512
 """Bytes of each mask that one pass over all masks looks at, where they share a long vector."""
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiled at the first call, and kept on disk where there is a place for it."""
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compiled at the first call, and kept on disk where there is a place for it.
+
+    A division by 0 gives an infinity and no exception: a loop that might raise is not vectorised.
+    """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
-        return cast(Callable[..., None], numba.njit(nogil=True, cache=True)(function))
+        return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # neither this folder nor the user's cache can be written
-        return cast(Callable[..., None], numba.njit(nogil=True)(function))
+        return cast(Function, numba.njit(**options)(function))
 
 
 @compiled

@@ -6,32 +6,19 @@ use one thread, as all of them together take about a tenth of a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from supsupd.learning.kernels import compiled
+
 MAGNITUDE = 0x7FFFFFFF
 """Of float32 bits, without the sign: as integers they have the order of the absolute values."""
 DIGITS = ((16, 15), (0, 16))
 """(shift, width) of the two parts that these 31 bits are counted by."""
 
 
-def _compiled(function: Function) -> Function:
-    """Compiled at the first call, and kept on disk where there is a place for it.
-
-    A division by 0 gives an infinity and no exception: a loop that might raise is not vectorised.
-    """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    try:
-        return cast(Function, numba.njit(cache=True, **options)(function))
-    except RuntimeError:  # neither this folder nor the user's cache can be written
-        return cast(Function, numba.njit(**options)(function))
-
-
-@_compiled
+@compiled
 def rmsprop(gradient: np.ndarray, layer: Any, step: Any) -> None:
     """One step of RMSProp in place; `gradient` (n,), `layer` of arrays (n,), see `optimiser`."""
     number = layer.scores.dtype.type
@@ -49,7 +36,7 @@ def rmsprop(gradient: np.ndarray, layer: Any, step: Any) -> None:
         layer.average[i] += share * (score - layer.average[i])
 
 
-@_compiled
+@compiled
 def adam(gradient: np.ndarray, layer: Any, step: Any) -> None:
     """One step of Adam in place; arguments as of `rmsprop`."""
     number = layer.scores.dtype.type
@@ -71,7 +58,7 @@ def adam(gradient: np.ndarray, layer: Any, step: Any) -> None:
         layer.average[i] += share * (score - layer.average[i])
 
 
-@_compiled
+@compiled
 def keep_positive(scores: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
     """out = values where scores >= 0, else 0; all (n,)."""
     for i in range(scores.size):
@@ -81,7 +68,7 @@ def keep_positive(scores: np.ndarray, values: np.ndarray, out: np.ndarray) -> No
             out[i] = 0
 
 
-@_compiled
+@compiled
 def _last_kept(bits: np.ndarray, keep: int) -> tuple[int, int]:
     """Magnitude and position of the last of the `keep` largest, ties in the order of their positions.
 
@@ -109,7 +96,7 @@ def _last_kept(bits: np.ndarray, keep: int) -> tuple[int, int]:
     return found, position
 
 
-@_compiled
+@compiled
 def keep_largest(bits: np.ndarray, keep: int, values: np.ndarray, out: np.ndarray) -> None:
     """out = values where the `keep` largest absolute scores are, ties broken by position, else 0; all (n,).
 
