@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from common import ROOT
 from filled import TRAINED, orders, train
 from loading import EVERYTHING, THREADS, in_process, loaded, predictor_of, resident, timed, warm_up
 from paper_report import make_table, measure, new_figure, report, save_figure, write_json
-from peer import one_shot
+from peer import PeerFailed, one_shot
 from rich.console import Console
 
 from supsupd import logs
@@ -180,4 +181,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PeerFailed as error:
+        sys.exit(str(error))

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 from common import ROOT
 from paper_report import make_table, measure, new_figure, report, save_figure, write_json
-from peer import Peer, PeerModel
+from peer import Peer, PeerFailed, PeerModel
 from rich.console import Console
 from torch import nn
 from torch.nn import functional
@@ -202,4 +203,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PeerFailed as error:
+        sys.exit(str(error))
