@@ -1,25 +1,30 @@
 """The batch ledger: every batch ever seen, its state, and the few ways from one state to the next.
 
-                      ┌──────────────→ committed | scored | quarantined
-    staged → training ┤                 ↓   ↑
-       ↑         │    └──────→ unsure ──┴───┘
+                      ┌──────────────→ committed | scored | quarantined ┐
+    staged → training ┤                 ↓   ↑                            ├→ retried | dropped
+       ↑         │    └──────→ unsure ──┴───┘              suspended ────┘
        └─────────┴ (restart) ────┘
 
 `duplicate` and `quarantined` also come straight from the door, and are final like `scored`. Only `recall` takes a
-committed batch back, and only `reassign` gives it to another task.
+committed batch back, and only `reassign` gives it to another task. A rejected batch that is sent in again becomes a new
+row, so that ids are always the order of learning.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from sqlalchemy import CursorResult, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, func, select, update
 from sqlalchemy.orm import Session
 
-from storage.models import STATES, BatchRow, Kind, utc_now
+from storage.models import STATES, BatchRow, Kind, SightingRow, utc_now
 
 Result = Literal["unsure", "scored", "committed", "quarantined"]
 OPEN = ("training", "unsure")  # what can still be finished
-SPOOLED = ("staged", "training", "unsure")  # whose bytes are still needed
+REJECTED = ("quarantined", "suspended")  # what an operator may send in again, or drop
+SPOOLED = ("staged", "training", "unsure", *REJECTED)  # whose bytes are kept
+MAX_CRASHES = 10
+"""So often the process may die with the same batch in training before it is suspended."""
 
 
 class LedgerConflict(RuntimeError):
@@ -34,7 +39,8 @@ class BatchUnknown(LookupError):
 class Entry:
     """A batch at the door, its bytes already in the spool.
 
-    size: bytes; samples: rows of x; given_task: the task that came with it, as the user named it.
+    size: bytes; samples: rows of x; given_task: the task that came with it, as the user named it; dedupe_key: 64 hex
+    digits, the same for what counts as the same batch, by default `sha256`; form: the format, None for .npz.
     """
 
     source: str
@@ -44,12 +50,38 @@ class Entry:
     samples: int
     labelled: bool
     given_task: str | None = None
+    dedupe_key: str | None = None
+    form: str | None = None
+    retry_of: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What counts as the same batch."""
+        return self.dedupe_key or self.sha256
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
+    """`first`: the batch of the same content that came before, if this one is a duplicate. `known`: this very delivery
+    came before, as the batch `id`."""
+
     id: int
     duplicate: bool
+    first: int | None = None
+    known: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Something that never got in. sha256: of its bytes where they were read and kept; reason: "code: text"."""
+
+    source: str
+    name: str
+    code: str
+    reason: str
+    sha256: str | None = None
+    size: int = 0
+    form: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,30 +97,105 @@ class Outcome:
 
 def stage(session: Session, entry: Entry) -> Staged:
     """Record a batch: `staged`, or `duplicate` when its content is already in the ledger."""
-    first = find_content(session, entry.sha256)
-    row = _add(
-        session,
+    (staged,) = take(session, [entry])
+    return staged
+
+
+def take(session: Session, entries: Sequence[Entry | Rejected]) -> list[Staged]:
+    """`stage` of each, in order; what never got in is recorded as rejected.
+
+    Such a one does not count as the first of its content: under other limits the same bytes may come in.
+    """
+    keys = {entry.key for entry in entries if isinstance(entry, Entry)}
+    found = session.scalars(select(BatchRow).where(BatchRow.dedupe_key.in_(keys)))
+    firsts: dict[str | None, BatchRow] = {row.dedupe_key: row for row in found}
+    taken = []
+    for entry in entries:
+        first = firsts.get(entry.key) if isinstance(entry, Entry) else None
+        if first in session.new:  # it came with this very call
+            session.flush()
+        row = _staged_row(entry, first) if isinstance(entry, Entry) else _rejected_row(entry)
+        session.add(row)
+        if row.dedupe_key is not None:
+            firsts[row.dedupe_key] = row
+        taken.append((row, first))
+    session.flush()
+    return [Staged(row.id, duplicate=first is not None, first=first.id if first else None) for row, first in taken]
+
+
+def _staged_row(entry: Entry, first: BatchRow | None) -> BatchRow:
+    return _new_row(
         source=entry.source,
         name=entry.name,
         sha256=entry.sha256,
-        dedupe_key=None if first else entry.sha256,
+        dedupe_key=None if first else entry.key,
         size=entry.size,
         samples=entry.samples,
         labelled=entry.labelled,
         given_task=entry.given_task,
+        form=entry.form,
+        retry_of=entry.retry_of,
         state="duplicate" if first else "staged",
         reason=_why_duplicate(first) if first else None,
     )
-    return Staged(row.id, duplicate=first is not None)
 
 
-def quarantine_arrival(session: Session, source: str, name: str, sha256: str | None, reason: str) -> int:
-    """Record a bad file that never got in, and return its batch id.
+def _rejected_row(rejected: Rejected) -> BatchRow:
+    return _new_row(
+        source=rejected.source,
+        name=rejected.name,
+        sha256=rejected.sha256,
+        size=rejected.size,
+        form=rejected.form,
+        state="quarantined",
+        code=rejected.code,
+        reason=rejected.reason,
+    )
 
-    It does not count as the first of its content: under other limits the same bytes may come in.
+
+def sight(session: Session, source: str, batches: Mapping[str, int]) -> None:
+    """Record which batches the deliveries of these identities became. The database refuses an identity twice."""
+    session.add_all(SightingRow(source=source, identity=identity, batch_id=id_) for identity, id_ in batches.items())
+    session.flush()
+
+
+def find_sightings(session: Session, source: str, identities: Collection[str]) -> dict[str, int]:
+    """The batches that deliveries of these identities became; what is new is not among them."""
+    row = SightingRow
+    query = select(row.identity, row.batch_id).where(row.source == source, row.identity.in_(identities))
+    return {found.identity: found.batch_id for found in session.execute(query)}
+
+
+def retry(session: Session, batch_id: int, entry: Entry) -> int:
+    """Send a rejected batch in again: a new row at the end of the queue, which takes over its content's key.
+
+    Raises BatchUnknown, LedgerConflict.
     """
-    row = _add(session, source=source, name=name, sha256=sha256, size=0, state="quarantined", reason=reason)
-    return row.id
+    old = _close_rejected(session, batch_id, "retried")
+    key, old.dedupe_key = old.dedupe_key or entry.key, None
+    session.flush()
+    if (first := find_content(session, key)) is not None:
+        raise LedgerConflict(f"batch {batch_id} has the same content as batch {first.id}, which is {first.state}")
+    return stage(session, replace(entry, dedupe_key=key, retry_of=batch_id)).id
+
+
+def drop(session: Session, batch_id: int) -> BatchRow:
+    """A rejected batch is given up: only its row stays. Raises BatchUnknown, LedgerConflict."""
+    return _close_rejected(session, batch_id, "dropped")
+
+
+def _close_rejected(session: Session, batch_id: int, state: Literal["retried", "dropped"]) -> BatchRow:
+    row = load_batch(session, batch_id)
+    if row.state not in REJECTED:
+        raise LedgerConflict(f"batch {batch_id} is {row.state}: only a rejected batch can be {state}")
+    row.state, row.updated_at = state, utc_now()
+    session.flush()
+    return row
+
+
+def forget_content(session: Session, batch_id: int) -> None:
+    """The same content may come in again: what was kept of this batch is damaged."""
+    session.execute(update(BatchRow).where(BatchRow.id == batch_id).values(dedupe_key=None))
 
 
 def claim(session: Session) -> BatchRow | None:
@@ -100,10 +207,19 @@ def claim(session: Session) -> BatchRow | None:
     return row
 
 
-def release_claims(session: Session) -> int:
-    """Put every batch in `training` back to `staged`, as at the start after a crash; returns how many."""
-    change = update(BatchRow).where(BatchRow.state == "training").values(state="staged", updated_at=utc_now())
-    return _changed(session, change)
+def release_claims(session: Session, crashed: bool = False) -> int:
+    """Put every batch in `training` back to `staged`; returns how many.
+
+    `crashed`: the process died with it. A batch that was in training each of MAX_CRASHES times is suspended instead:
+    it may be what kills the process.
+    """
+    change = update(BatchRow).where(BatchRow.state == "training")
+    if crashed:
+        _changed(session, change.values(crashes=BatchRow.crashes + 1))
+        reason = f"crashed: the daemon ended {MAX_CRASHES} times with this batch in training"
+        hopeless = {"state": "suspended", "code": "crashed", "reason": reason, "updated_at": utc_now()}
+        _changed(session, change.where(BatchRow.crashes >= MAX_CRASHES).values(**hopeless))
+    return _changed(session, change.values(state="staged", updated_at=utc_now()))
 
 
 def release_waiting(session: Session, labelled: bool) -> int:
@@ -136,6 +252,8 @@ def finish(session: Session, batch_id: int, outcome: Outcome) -> None:
             provisional=outcome.provisional,
             decision=outcome.decision,
             reason=outcome.reason,
+            code=_code(outcome),
+            crashes=0,
             updated_at=utc_now(),
         )
     )
@@ -169,9 +287,15 @@ def list_committed(session: Session, task_id: int, start: int = 0) -> list[Batch
     return list(session.scalars(query.order_by(BatchRow.id)))
 
 
-def find_content(session: Session, sha256: str) -> BatchRow | None:
+def find_content(session: Session, dedupe_key: str) -> BatchRow | None:
     """The first batch with this content, in whatever state; None when it is new."""
-    return session.scalar(select(BatchRow).where(BatchRow.dedupe_key == sha256))
+    return session.scalar(select(BatchRow).where(BatchRow.dedupe_key == dedupe_key))
+
+
+def find_contents(session: Session, dedupe_keys: Collection[str]) -> set[str]:
+    """Those of the keys that have a first batch already."""
+    found = session.scalars(select(BatchRow.dedupe_key).where(BatchRow.dedupe_key.in_(dedupe_keys)))
+    return {key for key in found if key is not None}
 
 
 def load_batch(session: Session, batch_id: int) -> BatchRow:
@@ -182,13 +306,26 @@ def load_batch(session: Session, batch_id: int) -> BatchRow:
     return row
 
 
-def list_batches(
-    session: Session, state: str | None = None, limit: int | None = None, after: int | None = None
-) -> list[BatchRow]:
-    """Batches in order of arrival: those in `state`, with an id above `after`, at most `limit`."""
+def find_batch(session: Session, reference: int | str) -> BatchRow:
+    """By its id, or the first batch of this SHA-256. Raises BatchUnknown."""
+    if isinstance(reference, int):
+        return load_batch(session, reference)
+    query = select(BatchRow).where(BatchRow.sha256 == reference).order_by(BatchRow.id).limit(1)
+    if (row := session.scalar(query)) is None:
+        raise BatchUnknown(f"there is no batch {reference}")
+    return row
+
+
+def newest_named(session: Session, source: str, name: str) -> int | None:
+    """The last batch that came from `source` under this name; None when there is none."""
+    return session.scalar(select(func.max(BatchRow.id)).where(BatchRow.source == source, BatchRow.name == name))
+
+
+def list_batches(session: Session, *states: str, limit: int | None = None, after: int | None = None) -> list[BatchRow]:
+    """Batches in order of arrival: those in one of `states` if any, with an id above `after`, at most `limit`."""
     query = select(BatchRow).order_by(BatchRow.id).limit(limit)
-    if state is not None:
-        query = query.where(BatchRow.state == state)
+    if states:
+        query = query.where(BatchRow.state.in_(states))
     if after is not None:
         query = query.where(BatchRow.id > after)
     return list(session.scalars(query))
@@ -201,8 +338,24 @@ def list_unsure(session: Session) -> list[BatchRow]:
 
 def list_spooled(session: Session) -> set[str]:
     """The hashes of all content whose bytes are still needed."""
-    query = select(BatchRow.sha256).where(BatchRow.state.in_(SPOOLED), BatchRow.sha256.is_not(None))
+    query = select(BatchRow.sha256).where(_keeps_bytes())
     return {sha256 for sha256 in session.scalars(query) if sha256 is not None}
+
+
+def is_needed(session: Session, sha256: str) -> bool:
+    """Whether some batch still needs the bytes of this hash."""
+    return session.scalar(select(BatchRow.id).where(BatchRow.sha256 == sha256, _keeps_bytes()).limit(1)) is not None
+
+
+def _keeps_bytes() -> ColumnElement[bool]:
+    return BatchRow.state.in_(SPOOLED) & BatchRow.sha256.is_not(None)
+
+
+def waiting(session: Session) -> tuple[int, int]:
+    """How many batches wait to be claimed, and their bytes."""
+    query = select(func.count(), func.coalesce(func.sum(BatchRow.size), 0)).where(BatchRow.state == "staged")
+    count, size = session.execute(query).one()
+    return count, int(size)
 
 
 def count_by_state(session: Session) -> dict[str, int]:
@@ -211,17 +364,9 @@ def count_by_state(session: Session) -> dict[str, int]:
     return dict.fromkeys(STATES, 0) | {row.state: row.total for row in session.execute(query)}
 
 
-def count_staged(session: Session) -> int:
-    """How many batches wait to be claimed."""
-    return session.scalar(select(func.count()).where(BatchRow.state == "staged")) or 0
-
-
-def _add(session: Session, **columns: Any) -> BatchRow:
+def _new_row(**columns: Any) -> BatchRow:
     now = utc_now()
-    row = BatchRow(**columns, created_at=now, updated_at=now)
-    session.add(row)
-    session.flush()
-    return row
+    return BatchRow(**columns, created_at=now, updated_at=now)
 
 
 def _change_committed(session: Session, batch_id: int, values: dict[str, Any], step: str) -> None:
@@ -233,6 +378,11 @@ def _change_committed(session: Session, batch_id: int, values: dict[str, Any], s
 
 def _changed(session: Session, change: Any) -> int:
     return cast(CursorResult[Any], session.execute(change)).rowcount
+
+
+def _code(outcome: Outcome) -> str | None:
+    """A rejection's reason begins with its code."""
+    return (outcome.reason or "").partition(":")[0][:32] if outcome.state == "quarantined" else None
 
 
 def _why_duplicate(first: BatchRow) -> str:

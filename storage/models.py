@@ -1,6 +1,8 @@
 """The tables, as SQLAlchemy models. Every constraint has a name, so that every migration can speak of it."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from sqlalchemy import (
@@ -21,8 +23,20 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, ORMExecuteState, Session, mapped_column, object_session
 
 from storage.codec import Coding
+from storage.errors import StoreError
 
-State = Literal["staged", "training", "unsure", "scored", "committed", "duplicate", "quarantined"]
+State = Literal[
+    "staged",
+    "training",
+    "unsure",
+    "scored",
+    "committed",
+    "duplicate",
+    "quarantined",
+    "suspended",
+    "retried",
+    "dropped",
+]
 Kind = Literal["known", "new", "unsure"]
 LabelKind = Literal["int", "str"]
 STATES: tuple[State, ...] = get_args(State)
@@ -30,6 +44,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Json: TypeAlias = dict[str, Any]
 Blob: TypeAlias = bytes  # so that a column may be called `bytes`
+
+
+PRUNING = "supsupd_pruning"
+"""The execution option of the one statement that may delete mask versions: `storage.pruning`'s."""
 
 
 class AppendOnlyViolation(RuntimeError):
@@ -47,8 +65,19 @@ class UtcDateTime(TypeDecorator[datetime]):
             raise ValueError(f"a time without a zone cannot be stored: {value}")
         return None if value is None else value.astimezone(UTC)
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
+        process = super().result_processor(dialect, coltype)
+        return None if process is None else partial(_undamaged, process)
+
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return None if value is None else value.replace(tzinfo=value.tzinfo or UTC).astimezone(UTC)
+
+
+def _undamaged(process: Callable[[Any], datetime | None], value: Any) -> datetime | None:
+    try:
+        return process(value)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"a stored value is damaged: it is not a time: {error}") from error
 
 
 def utc_now() -> datetime:
@@ -150,7 +179,9 @@ class BatchRow(Base):
     """One line of the ledger: a batch that came in, and what became of it.
 
     `dedupe_key` is the content's hash in the one row that may take effect for it, NULL in every other.
-    `given_task` is the task that came with the batch, as the user named it.
+    `given_task` is the task that came with the batch, as the user named it. `form`: how its bytes are read, NULL for
+    .npz. `code`: the first word of the reason of a rejected batch. `crashes`: how often the process died with it in
+    training. `retry_of`: the rejected batch that an operator sent in again as this one.
     """
 
     __tablename__ = "batch"
@@ -172,6 +203,10 @@ class BatchRow(Base):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     given_task: Mapped[str | None] = mapped_column(Text)
+    form: Mapped[str | None] = mapped_column(String(16))
+    code: Mapped[str | None] = mapped_column(String(32))
+    crashes: Mapped[int] = mapped_column(default=0, server_default="0")
+    retry_of: Mapped[int | None] = mapped_column(ForeignKey("batch.id"))
 
     __table_args__ = (
         _one_of("state", STATES),
@@ -179,6 +214,7 @@ class BatchRow(Base):
         CheckConstraint("state <> 'committed' OR task_id IS NOT NULL", name="committed_has_a_task"),
         CheckConstraint("state <> 'quarantined' OR reason IS NOT NULL", name="quarantined_has_a_reason"),
         Index(None, "state", "id"),
+        Index(None, "sha256"),
         {"sqlite_autoincrement": True},
     )
 
@@ -186,7 +222,8 @@ class BatchRow(Base):
 class MaskVersionRow(AppendOnly, Base):
     """One version of a task's supermask: its packed bits and the float32 statistics of its normalisation.
 
-    `batch_id`: the batch that made it; `reason`: why it exists, when no batch made it. `reference`: the task's own
+    `batch_id`: the batch that made it; `reason`: why it exists, when no batch made it, and `made_by`: who asked for it,
+    NULL for the daemon itself. `reference`: the task's own
     record when the version was made, so that a return to the version is a return to its record too.
     `coding`: how `bits` are coded (`storage.codec`), NULL where they are raw. `sha256` is that of the raw bits followed
     by the statistics.
@@ -204,6 +241,7 @@ class MaskVersionRow(AppendOnly, Base):
     created_at: Mapped[datetime]
     statistics: Mapped[Blob | None]
     reason: Mapped[str | None] = mapped_column(Text)
+    made_by: Mapped[str | None] = mapped_column(Text)
     reference: Mapped[Json | None]
     # The constraint belongs to the column: SQLite can add and drop both without copying all masks.
     coding: Mapped[str | None] = mapped_column(String(8), _one_of("coding", get_args(Coding)))
@@ -235,6 +273,32 @@ class CursorRow(Base):
     source: Mapped[str] = mapped_column(Text, primary_key=True)
     key: Mapped[str] = mapped_column(Text, primary_key=True)
     position: Mapped[str] = mapped_column(Text)
+
+
+class SightingRow(Base):
+    """A delivery that was made durable: what its source called it, and the batch that it became. Never expires."""
+
+    __tablename__ = "sighting"
+
+    source: Mapped[str] = mapped_column(Text, primary_key=True)
+    identity: Mapped[str] = mapped_column(Text, primary_key=True)
+    batch_id: Mapped[int] = mapped_column(ForeignKey("batch.id"))
+
+
+class GapRow(Base):
+    """Something that a source lost before it was read: the source stands still until the loss is accepted."""
+
+    __tablename__ = "gap"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    source: Mapped[str] = mapped_column(Text)
+    key: Mapped[str] = mapped_column(Text)
+    position: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    accepted_at: Mapped[datetime | None]
+
+    __table_args__ = (Index(None, "source"), {"sqlite_autoincrement": True})
 
 
 class TrainingStateRow(Base):
@@ -291,6 +355,8 @@ class StoreSession(Session):
 
 @event.listens_for(StoreSession, "do_orm_execute")
 def _refuse_bulk_changes(state: ORMExecuteState) -> None:
+    if state.is_delete and state.execution_options.get(PRUNING):
+        return
     if (state.is_update or state.is_delete) and any(issubclass(m.class_, AppendOnly) for m in state.all_mappers):
         raise AppendOnlyViolation(f"rows are written once and kept: {state.statement}")
 

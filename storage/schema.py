@@ -7,11 +7,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Inspector, inspect
 
+from storage.errors import SchemaMismatch
+
 MIGRATIONS = "storage:migrations"
-
-
-class SchemaMismatch(RuntimeError):
-    """The database does not have the schema that this version of the program works with."""
 
 
 def migration_config(connection: Connection | None = None, location: str = MIGRATIONS) -> Config:
@@ -25,18 +23,30 @@ def migration_config(connection: Connection | None = None, location: str = MIGRA
 
 def pending_revisions(connection: Connection, config: Config) -> list[str]:
     """The revisions still to apply, oldest first. Raises SchemaMismatch for a newer database."""
-    scripts = ScriptDirectory.from_config(config)
-    known = [script.revision for script in scripts.walk_revisions()]
-    current = MigrationContext.configure(connection).get_current_revision()
+    known = known_revisions(config)
+    current = current_revision(connection)
     if current is not None and current not in known:
-        raise SchemaMismatch(f"schema {current} is newer than this program, which knows up to {known[0]}")
-    return known[: known.index(current) if current else None][::-1]
+        raise SchemaMismatch(f"schema {current} is newer than this program, which knows up to {known[-1]}")
+    return known[known.index(current) + 1 if current else 0 :]
+
+
+def known_revisions(config: Config | None = None) -> list[str]:
+    """All revisions that this program knows, oldest first."""
+    scripts = ScriptDirectory.from_config(config or migration_config())
+    return [script.revision for script in scripts.walk_revisions()][::-1]
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision of the database; None where nothing was applied."""
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def describe(connection: Connection) -> set[str]:
     """Every column, key, constraint and index of the tables, one fact a line (Alembic's own left out)."""
     inspector = inspect(connection)
-    tables = [name for name in inspector.get_table_names() if name != "alembic_version"]
+    # Temporary ones are those of a backend's scratch connection.
+    names = [*inspector.get_table_names(), *inspector.get_temp_table_names()]
+    tables = [name for name in names if name != "alembic_version"]
     return {f"{table}: {fact}" for table in tables for fact in _facts(inspector, table)}
 
 

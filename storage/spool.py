@@ -1,13 +1,16 @@
-"""The bytes of batches that are not finished yet, one file per content, named by its SHA-256.
+"""The bytes of batches that may still be wanted, one file per content, named by its SHA-256.
 
-A batch is acknowledged only when its bytes are here and durable; they go when its row has a final state.
+A batch is acknowledged only when its bytes are here and durable. They go when no row of the ledger needs them.
 """
 
-import os
 import re
-import tempfile
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from uuid import uuid4
 
+from storage.durable import Files
+from storage.failpoints import hit
 from storage.packing import sha256 as digest_of
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -18,69 +21,80 @@ class SpoolCorrupt(RuntimeError):
 
 
 class Spool:
-    """A content-addressed folder: directory 0700, files 0600."""
+    """A content-addressed folder: directory 0700, files 0600.
 
-    def __init__(self, root: Path) -> None:
+    `guard` is held by whoever stores bytes until the ledger says that they are needed, and by whoever removes them
+    since it says that they are not: otherwise a removal could come between the two.
+    """
+
+    def __init__(self, root: Path, files: Files | None = None) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._root = root
-        _sync_directory(root.parent)
+        self._files = files or Files()
+        self._files.sync_folder(root.parent)
+        self.guard = threading.RLock()
 
-    def store(self, sha256: str, payload: bytes) -> None:
-        """Make `payload` durable under its hash; storing it again is harmless.
+    @property
+    def root(self) -> Path:
+        return self._root
 
-        Raises ValueError when the hash is not that of the payload, OSError when it cannot be made durable.
+    def store(self, payloads: Mapping[str, bytes]) -> None:
+        """Make payloads durable under their hashes, all with one sync of the folder; storing one again is harmless.
+
+        The hashes are the caller's, who has just made them; `load` looks whether they are true. Raises OSError when the
+        payloads cannot be made durable (SyncFailed when the system failed to say so): then none of them is promised.
         """
-        target = self._path(sha256)
-        if digest_of(payload) != sha256:
-            raise ValueError(f"the payload does not have the hash {sha256}")
-        descriptor, name = tempfile.mkstemp(prefix=f"{sha256}.", suffix=".tmp", dir=self._root)
-        temporary = Path(name)
+        targets = {self._path(sha256): payload for sha256, payload in payloads.items()}
+        temporary = {target: self._root / f"{target.name}.{uuid4().hex}.tmp" for target in targets}
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            self._write(targets, temporary)
+            for target, path in temporary.items():
+                self._files.rename(path, target)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            for path in temporary.values():
+                path.unlink(missing_ok=True)
             raise
-        _sync_directory(self._root)
+        if targets:
+            self._files.sync_folder(self._root)
+            hit("spool.stored")
+
+    def _write(self, targets: Mapping[Path, bytes], temporary: Mapping[Path, Path]) -> None:
+        """All are written before the first is synced: the system then writes them out together."""
+        written: list[int] = []
+        try:
+            for target, payload in targets.items():
+                written.append(self._files.write(temporary[target], payload))
+            while written:
+                self._files.sync(written.pop(0))
+        finally:
+            self._files.close(written)
 
     def load(self, sha256: str) -> bytes:
         """The payload with this hash. Raises SpoolCorrupt when it is missing or damaged."""
         try:
-            payload = self._path(sha256).read_bytes()
+            payload = self._files.read(self._path(sha256))
         except FileNotFoundError:
-            raise SpoolCorrupt(f"spool: {sha256} is missing") from None
+            raise SpoolCorrupt(f"spool_corrupt: the bytes of {sha256} are missing") from None
         if digest_of(payload) != sha256:
-            raise SpoolCorrupt(f"spool: the content of {sha256} has another hash")
+            raise SpoolCorrupt(f"spool_corrupt: the bytes of {sha256} have another hash")
         return payload
 
     def remove(self, sha256: str) -> None:
         """Forget a payload. Removing it again is harmless."""
-        self._path(sha256).unlink(missing_ok=True)
+        self._files.remove(self._path(sha256))
 
     def names(self) -> set[str]:
         """The hashes of all payloads."""
-        return {path.name for path in self._root.iterdir() if _DIGEST.fullmatch(path.name)}
+        return {name for name in self._files.names(self._root) if _DIGEST.fullmatch(name)}
 
     def clean(self, keep: set[str]) -> int:
         """Remove every file not named in `keep`, also what a crash left half-written; returns how many."""
-        stray = [path for path in self._root.iterdir() if path.name not in keep and not path.is_dir()]
-        for path in stray:
-            path.unlink(missing_ok=True)
+        stray = [name for name in self._files.names(self._root) if name not in keep]
+        for name in stray:
+            self._files.remove(self._root / name)
         return len(stray)
 
     def _path(self, sha256: str) -> Path:
         if not _DIGEST.fullmatch(sha256):
             raise ValueError(f"not a SHA-256: {sha256!r}")
         return self._root / sha256
-
-
-def _sync_directory(directory: Path) -> None:
-    """A new name is durable only when its directory is."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,14 +5,17 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import false, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from storage.models import Json, TaskRow, utc_now
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DEFAULT_NAME = re.compile(r"task-[0-9]+")
+MAX_NAME = 64
+MAX_KEY = 255
 SHOWN_CHARACTERS = 80
 AT_A_TIME = 100
 _ID = re.compile(r"[0-9]{1,18}")  # fits in 64 bits
@@ -92,6 +95,30 @@ def rename(session: Session, task_id: int, name: str) -> None:
     session.flush()
 
 
+def name_freely(session: Session, task_id: int, name: str) -> None:
+    """Give a task this name, or the first free one of `name-2`, `name-3`…; a default name stays the task's own.
+
+    Raises TaskUnknown, NameInvalid.
+    """
+    if not _DEFAULT_NAME.fullmatch(name):
+        rename(session, task_id, _free(session, TaskRow.name, name, MAX_NAME))
+
+
+def set_key_freely(session: Session, task_id: int, key: str) -> None:
+    """Record this key of a task, or the first free one of `key-2`, `key-3`…. Raises TaskUnknown."""
+    set_key(session, task_id, _free(session, TaskRow.key, key, MAX_KEY))
+
+
+def _free(session: Session, column: InstrumentedAttribute[Any], wanted: str, most: int) -> str:
+    """The wanted text, or the first one with a number behind it, that no task has in this column."""
+    number = 1
+    text = wanted
+    while session.scalar(select(TaskRow.id).where(column == text)) is not None:
+        number += 1
+        text = f"{wanted[: most - len(f'-{number}')]}-{number}"
+    return text
+
+
 def load_task(session: Session, task_id: int) -> TaskRow:
     """One task. Raises TaskUnknown."""
     row = session.get(TaskRow, task_id)
@@ -120,11 +147,6 @@ def save_inputs(session: Session, task_id: int, inputs: bytes | None) -> None:
     """Replace what is stored of a task's inputs, or forget it. Raises TaskUnknown."""
     load_task(session, task_id).inputs = inputs
     session.flush()
-
-
-def count_since(session: Session, moment: datetime) -> int:
-    """The tasks found since then, retired ones too."""
-    return session.scalar(select(func.count()).select_from(TaskRow).where(TaskRow.created_at >= moment)) or 0
 
 
 def count_retired(session: Session) -> int:

@@ -1,4 +1,4 @@
-"""What Alembic runs: on the connection of `storage.db.upgrade`, or for `alembic -x database=FILE …`."""
+"""What Alembic runs: on the connection of `storage.db.upgrade`, or for `alembic -x database=FILE|URL …`."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def run(connection: Connection) -> None:
 def run_from_command_line() -> None:
     database = context.get_x_argument(as_dictionary=True).get("database")
     if context.is_offline_mode() or not database:
-        raise CommandError("say which database: alembic -x database=FILE … (there is no offline mode)")
-    with db.migrating(Path(database)) as connection:
+        raise CommandError("say which database: alembic -x database=FILE|URL … (there is no offline mode)")
+    with db.migrating(database if "://" in database else Path(database)) as connection:
         run(connection)
 
 

@@ -16,7 +16,7 @@ AUTOINCREMENT = {"sqlite_autoincrement": True}  # reflection does not see it
 
 def upgrade() -> None:
     # Tasks are few and are copied; the other tables may be large and get their columns in place.
-    with op.batch_alter_table("task", recreate="always", table_kwargs=AUTOINCREMENT) as task:
+    with op.batch_alter_table("task", table_kwargs=AUTOINCREMENT) as task:
         task.add_column(sa.Column("retired_at", TIME, nullable=True))
         task.add_column(sa.Column("merged_into", sa.Integer(), nullable=True))
         task.add_column(sa.Column("key", sa.Text(), nullable=True))
@@ -73,7 +73,7 @@ def downgrade() -> None:
         op.drop_column("mask_version", column)
     op.drop_column("batch", "given_task")
     op.drop_column("decision", "reason")
-    with op.batch_alter_table("task", recreate="always", table_kwargs=AUTOINCREMENT) as task:
+    with op.batch_alter_table("task", table_kwargs=AUTOINCREMENT) as task:
         task.drop_constraint("uq_task_key", type_="unique")
         task.drop_constraint("fk_task_merged_into_task", type_="foreignkey")
         task.drop_constraint(op.f("ck_task_merged_into_another"), type_="check")
