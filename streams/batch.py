@@ -1,7 +1,8 @@
-"""What a source hands over: a finished batch, or the reason why a file is none."""
+"""What a source hands over: the finished bytes of a batch, the reason why something is none, or a gap."""
 
 import hashlib
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -39,34 +40,69 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """A finished batch as bytes that `formats.decode` accepted.
+class Summary:
+    """What is known of a batch whose bytes were decoded once: rows of x, labels or none, its own task or None."""
 
-    name: path relative to the watched folder, '/' separated, printable.
-    sha256: 64 hex digits of `payload`.
-    key, position: the cursor; the same key with the same position is the same content.
-    task: which task it says it belongs to, where that is looked for.
-    """
-
-    source: str
-    name: str
-    sha256: str
-    payload: bytes
     samples: int
     labelled: bool
-    key: str
-    position: str
     task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A file that is no batch; `reason` is one line "code: text", `sha256` is None when it was not read."""
+class Arrival:
+    """Finished bytes. Nobody has looked into them yet.
+
+    name: path below the watched folder, '/' separated, or the sender's name for it; printable.
+    form: how the bytes are to be read, a name of `formats.FORMATS`.
+    sha256: 64 hex digits of `payload`.
+    key, position: the cursor: `key` (a file, a stream, a partition) is read up to `position`. The same position of a
+    file is the same content; a message that is repeated late has the cursor's position, so as not to turn it back.
+    identity: what the source calls this one delivery, where the same delivery may come again at any time (a stream's
+    sequence number, an idempotency key); None where the cursor alone tells.
+    may_grow: it may turn out not to be whole yet: then it is postponed instead of refused.
+    """
 
     source: str
     name: str
-    sha256: str | None
+    form: str
+    sha256: str
+    payload: bytes
+    key: str
+    position: str
+    identity: str | None = None
+    may_grow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something that is no batch, seen without its bytes; `reason` is one line "code: text"."""
+
+    source: str
+    name: str
     code: str
     reason: str
     key: str
     position: str
+    identity: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The source has lost what it had not handed over yet: `reason`, one line, says what is missing.
+
+    Once an operator has accepted the loss, the source goes on from `position` of `key`. It may lie before the cursor: a
+    stream made anew begins anew.
+    """
+
+    source: str
+    key: str
+    position: str
+    reason: str
+
+
+Item: TypeAlias = Arrival | Refusal | Gap
+
+
+def digest_of(payload: bytes) -> str:
+    """SHA-256, 64 hex digits."""
+    return hashlib.sha256(payload).hexdigest()

@@ -9,30 +9,36 @@ import stat
 
 from streams.batch import BatchRejected
 
+UNREADABLE = "unreadable"
+
 
 class StillChanging(Exception):
     """The file is open for writing, has changed, or has gone."""
 
 
 def fingerprint(seen: os.stat_result) -> str:
-    """Equal for two looks at a file exactly when nothing has happened to it between them."""
-    return f"{seen.st_dev}:{seen.st_ino}:{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ctime_ns}"
+    """Equal for two looks at a path exactly when nothing has happened to its file between them.
+
+    Without the numbers of device and inode: they change when a file system is mounted again, and on some at any time;
+    what is renamed over the file has another ctime.
+    """
+    return f"{seen.st_size}:{seen.st_mtime_ns}:{seen.st_ctime_ns}"
 
 
-def read_file(path: str, expected: str, max_bytes: int) -> bytes:
+def read_file(path: str, expected: str, max_bytes: int, leases: bool = True) -> bytes:
     """The bytes of the regular file that was seen with the fingerprint `expected`.
 
+    leases: the system knows who has the file open, as it does on a local file system.
     Raises StillChanging, or BatchRejected too_large or unreadable. Never blocks and follows no link.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        with os.fdopen(fd, "rb") as file:
-            _check_still(fd, expected)
-            size = os.fstat(fd).st_size
+        with os.fdopen(fd, "rb", buffering=0) as file:
+            size = _check_still(fd, expected, leases)
             if size > max_bytes:
                 raise BatchRejected("too_large", f"{size} bytes, at most {max_bytes} expected")
-            data = file.read(size + 1)
-            _check_still(fd, expected)
+            data = _read_all(file.fileno(), size)
+            _check_still(fd, expected, leases)
     except OSError as error:
         raise (unreadable(error) or StillChanging()) from error
     if len(data) != size:
@@ -44,20 +50,33 @@ def unreadable(error: OSError) -> BatchRejected | None:
     """A rejection where the file is to blame; None where a later look may fare better (gone, no free fd)."""
     if error.errno not in (errno.EACCES, errno.EPERM, errno.EIO):
         return None
-    return BatchRejected("unreadable", f"{errno.errorcode[error.errno]}, expected what the daemon may read")
+    return BatchRejected(UNREADABLE, f"{errno.errorcode[error.errno]}, expected what the daemon may read")
 
 
-def _check_still(fd: int, expected: str) -> None:
+def _read_all(fd: int, size: int) -> bytes:
+    """Up to `size` bytes, and one more where there is more: one call for all but huge files."""
+    data = os.read(fd, size + 1)
+    if len(data) >= size:
+        return data
+    parts = [data]
+    while part := os.read(fd, size + 1 - sum(map(len, parts))):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _check_still(fd: int, expected: str, leases: bool) -> int:
+    """The size of the file."""
     now = os.fstat(fd)
-    if not stat.S_ISREG(now.st_mode) or fingerprint(now) != expected or _has_writer(fd):
+    if not stat.S_ISREG(now.st_mode) or fingerprint(now) != expected or (leases and _has_writer(fd)):
         raise StillChanging
+    return now.st_size
 
 
 def _has_writer(fd: int) -> bool:
     """Whether anyone has the file open for writing, as far as the system tells us.
 
     Linux grants a read lease only on a file without writers. It may refuse for other reasons (another
-    owner, a network file system); then only the quiet time speaks.
+    owner); then only the quiet time speaks.
     """
     # The kernel signals us when a writer comes meanwhile; the default SIGIO would end the process.
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)

@@ -1,18 +1,19 @@
-"""A folder per class of PNG and JPEG files, made into the same .npz bytes that a file would hold."""
+"""PNG and JPEG files to pixels, and a folder per class of them, packed as a tar."""
 
 import io
 import struct
 import zlib
-from collections.abc import Callable, Sequence
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
+from streams import tar
+from streams.arrays import check_samples, checked
 from streams.batch import Batch, BatchRejected
-from streams.formats import Limits, encode
 from streams.names import natural_key, printable
+from streams.reading import Limits, Reading
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _GREY = ("1", "L", "LA")
@@ -20,60 +21,85 @@ _DEEP_GREY = ("I", "I;16", "I;16B")  # PNGs of 16 bits
 _LAST_BYTES = {b"\x89P": b"IEND\xaeB`\x82", b"\xff\xd8": b"\xff\xd9"}
 
 
-def encode_folder(root: str, paths: Sequence[str], read: Callable[[str], bytes], limits: Limits) -> bytes:
-    """Make the images at `paths`, each `<root>/<class>/<image>`, into canonical .npz bytes.
+def pack_images(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """The image files, each called `<class>/<image>`, as one tar; parses nothing.
 
-    x is uint8, (n, H, W) when all images are grey, else (n, H, W, 3); y holds the class folders' names.
-    `read` gives a file's bytes. Raises BatchRejected image_rejected, image_too_large, truncated, too_large or
-    too_many_samples, and whatever `read` raises.
+    They come in the order of their classes, then of their names (`b2` before `b10`); equal members give equal bytes.
     """
-    if len(paths) > limits.samples:
-        raise BatchRejected("too_many_samples", f"{len(paths)} images, at most {limits.samples} expected")
-    folder = _image_folder(root, paths, lambda path: _load_image(path, read, limits))
-    images: list[np.ndarray] = []
-    for i in range(len(folder)):
-        image, _ = folder[i]
-        images.append(image)
-        _check_fits(image, images[0], len(folder), _place(folder.samples[i][0]), limits)
-    if any(image.ndim == 3 for image in images):
-        images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2) for image in images]
-    return encode(Batch(np.stack(images), np.array([folder.classes[label] for label in folder.targets])))
+    named = {"/".join(printable(part) for part in name.split("/")): data for name, data in members}
+    return tar.pack([(name, named[name]) for name in sorted(named, key=_order)])
 
 
-def _image_folder(root: str, paths: Sequence[str], loader: Callable[[str], np.ndarray]) -> Any:
-    """torchvision's ImageFolder over exactly these files: its own walk would follow symbolic links."""
-    from torchvision.datasets import ImageFolder
-
-    labels = {path: printable(PurePath(path).parent.name) for path in paths}
-    ordered = sorted(paths, key=lambda path: (labels[path], natural_key(PurePath(path).name)))
-
-    class ListedFolder(ImageFolder):
-        def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
-            classes = sorted(set(labels.values()))
-            return classes, {label: i for i, label in enumerate(classes)}
-
-        @staticmethod
-        def make_dataset(directory: Any, class_to_idx: dict[str, int], **_: Any) -> list[tuple[str, int]]:
-            return [(path, class_to_idx[labels[path]]) for path in ordered]
-
-    return ListedFolder(root, loader=loader)
+def decode_images(payload: bytes, reading: Reading) -> Batch:
+    """x is uint8, (n, H, W) when all images are grey, else (n, H, W, 3); y holds the class folders' names."""
+    files = list(tar.iter_files(payload))
+    for name, _ in files:
+        if name.count("/") != 1:
+            raise BatchRejected("image_rejected", f"{printable(name)[:200]}: expected <class>/<image>")
+    if not files:
+        raise BatchRejected("bad_shape", "no images, expected 1 or more")
+    x = decode_all(files, reading.limits)
+    return checked(x, np.array([name.partition("/")[0] for name, _ in files]), None, reading.limits)
 
 
-def _load_image(path: str, read: Callable[[str], bytes], limits: Limits) -> np.ndarray:
+def decode_all(files: Sequence[tuple[str, memoryview]], limits: Limits) -> np.ndarray:
+    """The images, called by their names where one is refused, as uint8 (n, H, W) if all are grey, else (n, H, W, 3).
+
+    Raises BatchRejected image_rejected, image_too_large, truncated, too_large or too_many_samples.
+    """
+    check_samples(len(files), limits)
+    shapes = [_shape(name, data, limits) for name, data in files]
+    first = shapes[0]
+    for (name, _), shape in zip(files, shapes, strict=True):
+        if shape[:2] != first[:2]:
+            sizes = f"{shape[1]} x {shape[0]}, the first image is {first[1]} x {first[0]}"
+            raise BatchRejected("image_rejected", f"{name}: {sizes} pixels, all of a batch must have the same size")
+    common = max(shapes, key=len)
+    if int(np.prod(common)) * len(files) > limits.bytes:
+        raise BatchRejected("too_large", f"{len(files)} images like {files[0][0]} take more than {limits.bytes} bytes")
+    x = np.empty((len(files), *common), np.uint8)
+    for i, (name, data) in enumerate(files):
+        pixels = _pixels(name, data)
+        x[i] = pixels[..., None] if len(common) > pixels.ndim else pixels
+    return x
+
+
+def _order(name: str) -> tuple[str, tuple[str | int, ...], str]:
+    folder, _, file = name.rpartition("/")
+    return folder, natural_key(file), file
+
+
+def _shape(name: str, data: memoryview, limits: Limits) -> tuple[int, ...]:
+    """(H, W) or (H, W, 3), as the image's header says; no pixel is decoded."""
+    with _open(name, data) as image:
+        if image.width * image.height > limits.pixels:
+            raise BatchRejected("image_too_large", f"{name}: at most {limits.pixels} pixels expected")
+        size = image.height, image.width
+        return size if image.mode in (*_GREY, *_DEEP_GREY) else (*size, 3)
+
+
+def _pixels(name: str, data: memoryview) -> np.ndarray:
     """(H, W) or (H, W, 3) uint8."""
-    data = read(path)
+    with _open(name, data) as image:
+        if image.mode in _DEEP_GREY:
+            return (np.asarray(image) >> 8).astype(np.uint8)
+        return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+
+
+@contextmanager
+def _open(name: str, view: memoryview) -> Iterator[Image.Image]:
+    """Pillow tells damage by many exceptions; all of them mean that this is no whole image of an allowed format."""
+    data = bytes(view)
     last = _LAST_BYTES.get(data[:2], b"")
     if not data or last not in data:
-        raise BatchRejected("truncated", f"{_place(path)}: {len(data)} bytes, the image's end is missing")
+        raise BatchRejected("truncated", f"{name}: {len(data)} bytes, the image's end is missing")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > limits.pixels:
-                raise _too_large(path, limits)
-            return _to_array(image)
-    except Image.DecompressionBombError as error:
-        raise _too_large(path, limits) from error
+            yield image
     except BatchRejected:
         raise
+    except Image.DecompressionBombError as error:
+        raise BatchRejected("image_too_large", f"{name}: {printable(str(error))[:200]}") from error
     except (
         OSError,
         ValueError,
@@ -86,26 +112,4 @@ def _load_image(path: str, read: Callable[[str], bytes], limits: Limits) -> np.n
     ) as error:
         # An embedded preview has the same last bytes, and some cameras put more behind them.
         code = "image_rejected" if last in data[-64:] else "truncated"
-        raise BatchRejected(code, f"{_place(path)}: no whole PNG or JPEG image") from error
-
-
-def _to_array(image: Image.Image) -> np.ndarray:
-    if image.mode in _DEEP_GREY:
-        return (np.asarray(image) >> 8).astype(np.uint8)
-    return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
-
-
-def _check_fits(image: np.ndarray, first: np.ndarray, count: int, place: str, limits: Limits) -> None:
-    if image.shape[:2] != first.shape[:2]:
-        sizes = "{1} x {0}, the first image is {3} x {2}".format(*image.shape[:2], *first.shape[:2])
-        raise BatchRejected("image_rejected", f"{place}: {sizes} pixels, all of a batch must have the same size")
-    if image.nbytes * count > limits.bytes:
-        raise BatchRejected("too_large", f"{count} images like {place} take more than {limits.bytes} bytes")
-
-
-def _too_large(path: str, limits: Limits) -> BatchRejected:
-    return BatchRejected("image_too_large", f"{_place(path)}: at most {limits.pixels} pixels expected")
-
-
-def _place(path: str) -> str:
-    return printable("/".join(PurePath(path).parts[-2:]))
+        raise BatchRejected(code, f"{name}: no whole PNG or JPEG image") from error

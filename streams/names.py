@@ -3,6 +3,7 @@
 import re
 
 TEMPORARY_SUFFIXES = (".tmp", ".part", ".partial", ".filepart", "~")
+_SYSTEM = "lost+found"  # at the top of a file system, closed to all but root
 _DIGITS = re.compile(r"([0-9]+)")
 
 
@@ -19,5 +20,5 @@ def natural_key(name: str) -> tuple[str | int, ...]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether writers use such a name for a file they have not finished yet."""
-    return name.startswith(".") or name.endswith(TEMPORARY_SUFFIXES)
+    """Whether writers use such a name for a file they have not finished yet, or the system for its own."""
+    return name.startswith(".") or name.endswith(TEMPORARY_SUFFIXES) or name == _SYSTEM

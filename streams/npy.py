@@ -4,7 +4,7 @@ import ast
 import math
 import struct
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,7 +15,7 @@ MAX_DIMENSIONS = 32
 MAX_LENGTH = (1 << 63) - 1  # of one dimension
 _MAGIC = b"\x93NUMPY"
 _LENGTHS = {b"\x01\x00": ("<H", "latin1"), b"\x02\x00": ("<I", "latin1"), b"\x03\x00": ("<I", "utf-8")}
-_CHUNK = 1 << 20
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Header:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(stream: IO[bytes], where: str) -> Header:
-    """The header of array `where`; raises BatchRejected bad_header/bad_shape/forbidden_pickle."""
-    text, size = _read_text(stream, where)
+def read_header(data: Buffer, where: str) -> Header:
+    """The header of array `where`; raises BatchRejected truncated/bad_header/bad_shape/forbidden_pickle."""
+    text, size = _read_text(data, where)
     try:
         fields = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
@@ -47,49 +47,46 @@ def read_header(stream: IO[bytes], where: str) -> Header:
     return Header(dtype, _parse_shape(fields["shape"], where), fields["fortran_order"], size)
 
 
-def check_size(header: Header, size: int, where: str) -> None:
-    """Header and data must fill the `size` bytes exactly; raises BatchRejected bad_shape, trailing_bytes."""
+def check_size(header: Header, size: int, limit: int, where: str) -> None:
+    """Header and data must fill the `size` bytes exactly; raises BatchRejected truncated, trailing_bytes, bad_shape.
+
+    What claims over `limit` bytes is a lie rather than cut off.
+    """
     have = size - header.size
+    if header.claimed > max(have, limit):
+        raise BatchRejected("bad_shape", f"{where}: header claims {header.claimed} bytes, there are {have}")
     if header.claimed > have:
-        raise BatchRejected("bad_shape", f"{where}: header claims {header.claimed} bytes, the member has {have}")
+        raise BatchRejected("truncated", f"{where}: expected {header.claimed} bytes after the header, got {have}")
     if header.claimed < have:
         raise BatchRejected("trailing_bytes", f"{where}: {have - header.claimed} bytes after the array's end")
 
 
-def read_array(stream: IO[bytes], header: Header) -> np.ndarray:
-    """Read the data after a checked header into a contiguous, writable array of native byte order.
-
-    Raises EOFError when the stream ends before the announced data does.
-    """
-    buffer = bytearray(header.claimed)
-    view = memoryview(buffer)
-    for start in range(0, len(buffer), _CHUNK):
-        chunk = stream.read(min(_CHUNK, len(buffer) - start))
-        if start + len(chunk) != min(start + _CHUNK, len(buffer)):
-            raise EOFError(f"the data ends after {start + len(chunk)} of {len(buffer)} bytes")
-        view[start : start + len(chunk)] = chunk
-    array = np.frombuffer(buffer, dtype=header.dtype)
+def read_array(data: Buffer, header: Header) -> np.ndarray:
+    """The data after a checked header: contiguous, writable, of native byte order; a bytearray is not copied."""
+    array = np.frombuffer(data, header.dtype, math.prod(header.shape), header.size)
     array = array.reshape(header.shape, order="F" if header.fortran_order else "C")
     if header.dtype.kind == "b":
         array = array.view(np.uint8) != 0  # a byte other than 0 and 1 is no valid bool
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
 
 
-def _read_text(stream: IO[bytes], where: str) -> tuple[str, int]:
-    start = stream.read(len(_MAGIC) + 2)
+def _read_text(data: Buffer, where: str) -> tuple[str, int]:
+    start = bytes(data[: len(_MAGIC) + 2])
+    if len(start) < len(_MAGIC) + 2 and _MAGIC.startswith(start[:6]):
+        raise BatchRejected("truncated", f"{where}: {len(start)} bytes, the header is cut off")
     if start[:6] != _MAGIC or start[6:] not in _LENGTHS:
         raise BatchRejected("bad_header", f"{where}: expected an .npy array of version 1, 2 or 3")
     code, encoding = _LENGTHS[start[6:]]
-    packed = stream.read(struct.calcsize(code))
-    if len(packed) != struct.calcsize(code):
-        raise BatchRejected("bad_header", f"{where}: the header's length is cut off")
-    (length,) = struct.unpack(code, packed)
+    begin = len(start) + struct.calcsize(code)
+    if len(data) < begin:
+        raise BatchRejected("truncated", f"{where}: the header's length is cut off")
+    (length,) = struct.unpack_from(code, data, len(start))
     if length > MAX_HEADER_BYTES:
         raise BatchRejected("bad_header", f"{where}: a header of {length} bytes, at most {MAX_HEADER_BYTES} expected")
-    raw = stream.read(length)
+    raw = bytes(data[begin : begin + length])
     if len(raw) != length:
-        raise BatchRejected("bad_header", f"{where}: a header of {length} bytes, the member has {len(raw)}")
-    return raw.decode(encoding, "replace"), len(start) + len(packed) + length
+        raise BatchRejected("truncated", f"{where}: expected a header of {length} bytes, got {len(raw)}")
+    return raw.decode(encoding, "replace"), begin + length
 
 
 def _parse_dtype(descr: Any, where: str) -> np.dtype:

@@ -3,89 +3,186 @@
 import hashlib
 import os
 import stat
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from streams.batch import BatchRejected
 from streams.files import fingerprint, unreadable
+from streams.formats import form_of_name
 from streams.images import IMAGE_SUFFIXES
+from streams.markers import DONE, Marker, Member, find_marker, is_marker
 from streams.names import is_temporary, natural_key, printable
 
-_SPECIAL = ((stat.S_ISLNK, "symlink"), (stat.S_ISFIFO, "FIFO"), (stat.S_ISSOCK, "socket"))
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file as seen: its path and fingerprint, its size in bytes, its times in ns."""
-
-    path: str
-    fingerprint: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
+_SPECIAL = (
+    (stat.S_ISLNK, "symlink"),
+    (stat.S_ISFIFO, "FIFO"),
+    (stat.S_ISSOCK, "socket"),
+    (stat.S_ISDIR, "directory"),
+)
+_NEVER_FOLDERS = (".npz", ".npy")  # while others write whole folders called x.parquet or x.csv
+_PAIR = (".x.npy", ".y.npy")
+_EXPECTED = ".npz, .npy, .tar, .parquet, .csv, .arrow, .jsonl, .json"
+_SECOND = 10**9  # ns
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What may become one arrival or refusal: a file, or a folder of class folders of images.
+    """What may become one arrival or refusal: a file, a pair of files, or a folder of class folders of images.
 
-    relative: path below the watched folder; key: the same, printable; position: its fingerprint.
-    defect: why it cannot become an arrival, where a look is enough to know.
+    key: path below the watched folder, printable; position: what its members' stats come to.
+    folders_ns: newest change of an image folder and its class folders.
+    defect: why it cannot become an arrival, where a look is enough to know. lacks: the same, but the rest may come.
     """
 
-    relative: str
     key: str
     position: str
     members: tuple[Member, ...]
-    is_folder: bool = False
+    kind: Literal["file", "pair", "images"] = "file"
+    markers: tuple[Marker, ...] = ()
+    folders_ns: int = 0
     defect: BatchRejected | None = None
+    lacks: BatchRejected | None = None
+
+    @property
+    def marked_position(self) -> str:
+        """Another one for every state of its markers."""
+        return "|".join((self.position, *(marker.file.fingerprint for marker in self.markers)))
+
+    @property
+    def is_marked(self) -> bool:
+        return all(any(marker.vouches_for(member) for marker in self.markers) for member in self.members)
 
     @property
     def touched_ns(self) -> int:
-        """When the system last saw it change, in ns of the wall clock; a writer cannot set ctime back."""
-        return max(max(member.mtime_ns, member.ctime_ns) for member in self.members)
+        """When the system last saw it or its markers change, in ns of the wall clock."""
+        files = (*self.members, *(marker.file for marker in self.markers))
+        return max(self.folders_ns, *(file.touched_ns for file in files))
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether its times seem to come in whole seconds: then a later change within the same one shows nowhere."""
+        return any(member.ctime_ns % _SECOND == 0 for member in self.members)
 
     @property
     def order(self) -> tuple[int, tuple[str | int, ...]]:
         return max(member.mtime_ns for member in self.members), natural_key(self.key)
 
 
+@dataclass(slots=True)
+class _Images:
+    """What is found of one image folder, class folder by class folder."""
+
+    members: list[Member] = field(default_factory=list)
+    touched_ns: int = 0
+    marker: Member | None = None
+
+
 def walk(root: Path) -> Iterator[Candidate]:
     """Every candidate below `root` at any depth, in no order; raises OSError when `root` cannot be listed."""
-    top = str(root)
-    folders = [(top, root.stat())]
-    images: defaultdict[str, list[Member]] = defaultdict(list)
-    while folders:
-        folder, seen = folders.pop()
-        try:
-            entries = _list_folder(folder)
-        except OSError as error:
-            if folder == top:
-                raise
-            if defect := unreadable(error):
-                yield _file(top, _member(folder, seen), defect)
-            continue
-        for path, seen in entries:
-            if stat.S_ISDIR(seen.st_mode):
-                folders.append((path, seen))
-            elif stat.S_ISREG(seen.st_mode) and path.lower().endswith(IMAGE_SUFFIXES) and folder != top:
-                images[folder.rpartition("/")[0]].append(_member(path, seen))
-            else:
-                yield _file(top, _member(path, seen), _defect(path, seen))
-    for folder, members in images.items():
-        yield _image_folder(top, folder, members)
+    return _Walk(str(root)).run(root.stat())
+
+
+class _Walk:
+    def __init__(self, top: str) -> None:
+        self._top = top
+        self._images: dict[str, _Images] = {}  # of the folders that are being gone through
+        self._folders: list[tuple[str, os.stat_result, bool]] = []  # path, stat, whether all below was seen
+
+    def run(self, seen: os.stat_result) -> Iterator[Candidate]:
+        self._folders.append((self._top, seen, False))
+        while self._folders:
+            folder, seen, is_done = self._folders.pop()
+            if is_done:
+                yield from self._finish_images(folder, seen)
+                continue
+            try:
+                entries = _list_folder(folder)
+            except OSError as error:
+                if folder == self._top:
+                    raise
+                if defect := unreadable(error):
+                    yield self._file(_member(folder, seen), {}, defect)
+                continue
+            self._folders.append((folder, seen, True))
+            yield from self._sort(folder, seen, entries)
+
+    def _sort(
+        self, folder: str, seen: os.stat_result, entries: list[tuple[str, os.stat_result]]
+    ) -> Iterator[Candidate]:
+        """Candidates among the files of a folder; remembers its folders and images."""
+        files = {name: _member(f"{folder}/{name}", now) for name, now in entries if stat.S_ISREG(now.st_mode)}
+        if DONE in files:
+            self._images_of(folder).marker = files.pop(DONE)
+        for name, now in entries:
+            lower = name.lower()
+            if name not in files:
+                if stat.S_ISDIR(now.st_mode) and not lower.endswith(_NEVER_FOLDERS):
+                    self._enter(f"{folder}/{name}", now, find_marker(files, name))
+                elif not stat.S_ISREG(now.st_mode):
+                    yield self._file(_member(f"{folder}/{name}", now), files, _not_regular(now))
+            elif lower.endswith(IMAGE_SUFFIXES) and folder != self._top:
+                images = self._images_of(folder.rpartition("/")[0])
+                images.members.append(files[name])
+                images.touched_ns = max(images.touched_ns, seen.st_mtime_ns, seen.st_ctime_ns)
+            elif lower.endswith(_PAIR):
+                yield from self._pair(name, files)
+            elif not is_marker(name):
+                yield self._file(files[name], files, _wrong_form(name[name.rfind(".") :] if "." in name else ""))
+
+    def _enter(self, folder: str, seen: os.stat_result, marker: Member | None) -> None:
+        self._folders.append((folder, seen, False))
+        if marker:
+            self._images_of(folder).marker = marker
+
+    def _images_of(self, folder: str) -> _Images:
+        return self._images.setdefault(folder, _Images())
+
+    def _finish_images(self, folder: str, seen: os.stat_result) -> Iterator[Candidate]:
+        images = self._images.pop(folder, None)
+        if images is None or not images.members:
+            return
+        members = tuple(sorted(images.members, key=lambda member: member.path))
+        digest = hashlib.sha256()
+        for member in members:
+            digest.update(os.fsencode(member.path[len(self._top) :]) + b"\0" + member.fingerprint.encode() + b"\0")
+        markers = _markers([(images.marker, members)], depth=2)
+        touched = max(images.touched_ns, seen.st_mtime_ns, seen.st_ctime_ns)
+        yield Candidate(_key(self._top, folder), digest.hexdigest(), members, "images", markers, touched)
+
+    def _file(self, member: Member, files: dict[str, Member], defect: BatchRejected | None) -> Candidate:
+        markers = _markers([(find_marker(files, member.path.rpartition("/")[2]), (member,))]) if files else ()
+        return Candidate(_key(self._top, member.path), member.fingerprint, (member,), "file", markers, defect=defect)
+
+    def _pair(self, name: str, files: dict[str, Member]) -> Iterator[Candidate]:
+        """Samples and labels in two files are one candidate, under the name of the samples."""
+        is_x = name[-5] in "xX"
+        partner = name[:-5] + {"x": "y", "X": "Y", "y": "x", "Y": "X"}[name[-5]] + name[-4:]
+        other = files.get(partner)
+        if other is not None and not is_x:
+            return
+        members = (files[name],) if other is None else (files[name], other)
+        both = find_marker(files, name[: -len(_PAIR[0])])
+        markers = _markers([(find_marker(files, own.path.rpartition("/")[2]) or both, (own,)) for own in members])
+        lacks = None
+        if other is None and is_x:
+            lacks = BatchRejected("no_labels", f"expected {printable(partner)} beside it, or a name without '.x'")
+        elif other is None:
+            lacks = BatchRejected("no_inputs", f"expected {printable(partner)} beside it")
+        position = "+".join(own.fingerprint for own in members)
+        yield Candidate(_key(self._top, files[name].path), position, members, "pair", markers, lacks=lacks)
 
 
 def _list_folder(folder: str) -> list[tuple[str, os.stat_result]]:
-    """Paths and stats of what is not temporary; links are not followed."""
+    """Names and stats of what is not temporary; links are not followed."""
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not is_temporary(entry.name):
+            if not is_temporary(entry.name) or entry.name == DONE:
                 try:
-                    found.append((entry.path, entry.stat(follow_symlinks=False)))
+                    found.append((entry.name, entry.stat(follow_symlinks=False)))
                 except FileNotFoundError:
                     continue
     return found
@@ -95,30 +192,23 @@ def _member(path: str, seen: os.stat_result) -> Member:
     return Member(path, fingerprint(seen), seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
 
 
-def _below(root: str, path: str) -> str:
-    return path[len(root) + 1 :] or "."
+def _markers(found: list[tuple[Member | None, tuple[Member, ...]]], depth: int = 1) -> tuple[Marker, ...]:
+    return tuple(Marker(file, tuple(own.path for own in members), depth) for file, members in found if file)
 
 
-def _file(root: str, member: Member, defect: BatchRejected | None) -> Candidate:
-    relative = _below(root, member.path)
-    return Candidate(relative, printable(relative), member.fingerprint, (member,), defect=defect)
+def _key(root: str, path: str) -> str:
+    return printable(path[len(root) + 1 :]) or "."
 
 
-def _image_folder(root: str, folder: str, members: list[Member]) -> Candidate:
-    relative = _below(root, folder)
-    ordered = tuple(sorted(members, key=lambda member: member.path))
-    digest = hashlib.sha256()
-    for member in ordered:
-        digest.update(os.fsencode(_below(root, member.path)) + b"\0" + member.fingerprint.encode() + b"\0")
-    return Candidate(relative, printable(relative), digest.hexdigest(), ordered, is_folder=True)
+def _not_regular(seen: os.stat_result) -> BatchRejected:
+    kind = next((word for test, word in _SPECIAL if test(seen.st_mode)), "device")
+    return BatchRejected("not_regular", f"{kind}, expected a regular file")
 
 
-def _defect(path: str, seen: os.stat_result) -> BatchRejected | None:
-    if not stat.S_ISREG(seen.st_mode):
-        kind = next((word for test, word in _SPECIAL if test(seen.st_mode)), "device")
-        return BatchRejected("not_regular", f"{kind}, expected a regular file")
-    if path.lower().endswith(IMAGE_SUFFIXES):
+@lru_cache(256)
+def _wrong_form(suffix: str) -> BatchRejected | None:
+    if form_of_name(f"batch{suffix}") is not None:
+        return None
+    if suffix.lower() in IMAGE_SUFFIXES:
         return BatchRejected("image_rejected", "no class folder, expected <batch>/<class>/<image>")
-    if not path.lower().endswith(".npz"):
-        return BatchRejected("unsupported_format", "expected .npz, or <batch>/<class>/<image> of PNG or JPEG")
-    return None
+    return BatchRejected("unsupported_format", f"expected {_EXPECTED}, or <batch>/<class>/<image> of PNG or JPEG")

@@ -3,6 +3,7 @@
 import os
 import threading
 from pathlib import Path
+from typing import Literal
 
 import structlog
 from watchdog.events import (
@@ -16,7 +17,10 @@ from watchdog.events import (
 )
 from watchdog.observers.inotify import InotifyObserver
 
+from streams.mounts import remote_kind
+
 MAX_MOVED = 100_000  # hints kept between two passes
+Watching = Literal["auto", "inotify", "polling"]
 # Neither opens, or our own reading would wake us, nor modifications, or a growing file would without end.
 _EVENTS: tuple[type[FileSystemEvent], ...] = (
     FileMovedEvent,
@@ -29,12 +33,19 @@ _log = structlog.get_logger("supsupd.streams")
 
 
 class FolderWatch(FileSystemEventHandler):
-    """Wakes a waiting thread when files come, and remembers which were renamed into place."""
+    """Wakes a waiting thread when files come, and remembers which were renamed into place.
 
-    def __init__(self, root: Path) -> None:
+    remote: others may write to the folder without this system's knowledge; then nothing is watched unless asked for.
+    """
+
+    def __init__(self, root: Path, watching: Watching = "auto") -> None:
+        self.remote = watching == "polling"
+        self._watching = watching
+        self._kind: str | None = None  # of network file system
         self._root = root
         self._real = str(root)
         self._wake = threading.Event()
+        self._poked = threading.Event()
         self._lock = threading.Lock()
         self._moved: set[str] = set()
         self._observer: InotifyObserver | None = None
@@ -46,10 +57,12 @@ class FolderWatch(FileSystemEventHandler):
         try:
             now = self._root.stat()
             identity = (now.st_dev, now.st_ino)
-            if self._observer and identity == self._identity and all(e.is_alive() for e in self._observer.emitters):
+            if identity == self._identity and self._is_alive():
                 return
             self.close()
-            self._observe()
+            self._look_where_it_lies()
+            if self._gets_hints():
+                self._observe()
             self._identity, self._warned = identity, False
         except FileNotFoundError:
             self.close()  # the pass reports it
@@ -60,21 +73,26 @@ class FolderWatch(FileSystemEventHandler):
             self._warned = True
 
     def take_moved(self) -> set[str]:
-        """Paths below the folder that were renamed into place since the last call."""
+        """Absolute paths that were renamed into place since the last call."""
         with self._lock:
             moved, self._moved = self._moved, set()
-        return {path.removeprefix(f"{self._real}/") for path in moved}
+        return {f"{self._root}/{path.removeprefix(f'{self._real}/')}" for path in moved}
 
-    def wait(self, timeout: float) -> None:
-        """Return at a hint, at `poke`, or after `timeout` seconds."""
-        self._wake.wait(timeout)
+    def wait(self, timeout: float, pause: float = 0.0) -> None:
+        """Return at `poke`, at a hint but not before `pause` seconds, or after `timeout` seconds."""
+        pause = min(pause, timeout)
+        if not self._poked.wait(pause):
+            self._wake.wait(timeout - pause)
         self._wake.clear()
+        self._poked.clear()
 
     def poke(self) -> None:
+        self._poked.set()
         self._wake.set()
 
     def close(self) -> None:
         """End the watch; a later `ensure` begins anew."""
+        self._identity = None
         observer, self._observer = self._observer, None
         if observer is not None:
             observer.stop()
@@ -87,6 +105,21 @@ class FolderWatch(FileSystemEventHandler):
                 if len(self._moved) < MAX_MOVED:
                     self._moved.add(os.fsdecode(event.dest_path))
         self._wake.set()
+
+    def _is_alive(self) -> bool:
+        if not self._gets_hints():
+            return True
+        return self._observer is not None and all(emitter.is_alive() for emitter in self._observer.emitters)
+
+    def _gets_hints(self) -> bool:
+        return self._watching == "inotify" or not self.remote
+
+    def _look_where_it_lies(self) -> None:
+        kind = remote_kind(self._root)
+        self.remote = self._watching == "polling" or kind is not None
+        if kind is not None and kind != self._kind:
+            _log.info("network_share", folder=str(self._root), filesystem=kind, watched=self._gets_hints())
+        self._kind = kind
 
     def _observe(self) -> None:
         self._real = str(self._root.resolve())

@@ -1,0 +1,99 @@
+"""The process that decodes: it holds one socket to its parent, and may open, write and take only little.
+
+Run as `python -m streams.decode_worker FD` with the socket's descriptor; without FD it only shows that it can start.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from streams.arrays import summary
+from streams.batch import Batch, BatchRejected
+from streams.formats import read
+from streams.reading import Columns, Limits, Reading
+from streams.wire import HEADER, MAX_JSON_BYTES, MAX_TEXT, describe, message, receive
+
+_SET_DUMPABLE, _SET_NO_NEW_PRIVILEGES = 4, 38  # of prctl
+_NEW_USER_AND_NETWORK = 0x10000000 | 0x40000000  # of unshare
+_ORPHAN_SECONDS = 5  # after the time in which the parent ends us
+
+
+def main() -> None:
+    """Answers requests until the parent closes its end."""
+    if len(sys.argv) < 2:
+        return
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        settings, _ = receive(connection)
+        reading = _reading(settings)
+        _confine(settings["memory_bytes"], settings["descriptors"])
+        connection.sendall(message({"ready": True}))
+        while True:
+            start, descriptors, _, _ = socket.recv_fds(connection, HEADER.size + MAX_JSON_BYTES, 1)
+            if not start:
+                return
+            # Should the parent die meanwhile, nobody else ends an endless request.
+            signal.setitimer(signal.ITIMER_REAL, settings["seconds"] + _ORPHAN_SECONDS)
+            request, size = receive(connection, start)
+            answer = _answer(request["form"], descriptors[0], size, reading)
+            os.close(descriptors[0])
+            _send(connection, request["verb"], answer)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _reading(settings: dict[str, Any]) -> Reading:
+    columns = settings["columns"]
+    return Reading(
+        Limits(**settings["limits"]),
+        Columns(tuple(columns["x"]), columns["y"], columns["task"]),
+        settings["with_task"],
+    )
+
+
+def _confine(memory_bytes: int, descriptors: int) -> None:
+    """`memory_bytes` of address space more than now, a few descriptors, no byte written, no core, no new rights."""
+    libc = ctypes.CDLL(None)
+    libc.unshare(_NEW_USER_AND_NETWORK)  # where the system allows it: no network, and no rights of root
+    libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  # no other module for one line
+        pages = int(file.read().split()[0])
+    for kind, most in (
+        (resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes),
+        (resource.RLIMIT_NOFILE, descriptors),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (most, most))
+
+
+def _answer(form: str, descriptor: int, size: int, reading: Reading) -> Batch | BatchRejected:
+    """What the first `size` bytes behind the descriptor hold."""
+    try:
+        return read(os.pread(descriptor, size, 0), form, reading)
+    except BatchRejected as rejection:
+        return rejection
+    except MemoryError:
+        return BatchRejected("oom", f"{size} bytes take more memory than there is")
+
+
+def _send(connection: socket.socket, verb: str, answer: Batch | BatchRejected) -> None:
+    if isinstance(answer, BatchRejected):
+        connection.sendall(message({"code": answer.code, "text": answer.text[:MAX_TEXT]}))
+    elif verb == "inspect":
+        connection.sendall(message(asdict(summary(answer))))
+    else:
+        reply, parts = describe(answer)
+        connection.sendall(message(reply, sum(part.nbytes for part in parts)))
+        for part in parts:
+            connection.sendall(part.reshape(-1).view(np.uint8).data)
+
+
+if __name__ == "__main__":
+    main()

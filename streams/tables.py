@@ -1,0 +1,238 @@
+"""Parquet and Arrow IPC, by pyarrow, which comes with the extra `formats` and is imported only here, on first use.
+
+What the metadata claims is checked before anything is read; that pyarrow keeps to it is the worker process's memory
+limit's to see to.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from streams import arrays
+from streams.batch import Batch, BatchRejected
+from streams.columns import Chosen, check_claim, choose, lossless, quoted
+from streams.names import printable
+from streams.reading import Limits, Reading
+
+_PARQUET, _ARROW = b"PAR1", b"ARROW1"
+_SHORTEST_PARQUET = 12  # bytes: both magics and the footer's length
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+def decode_parquet(payload: bytes, reading: Reading) -> Batch:
+    """A Parquet file; only the chosen columns are read, one row group after another."""
+    _check_parquet_ends(payload)
+    with _refusals("Parquet") as pa:
+        from pyarrow import parquet
+
+        file = parquet.ParquetFile(pa.BufferReader(payload), pre_buffer=False)
+        table = _Table(file.schema_arrow, reading)
+        _check_parquet_claim(file.metadata, table, reading.limits)
+        names = list(table.chosen.all)
+        for group in range(file.num_row_groups):
+            table.add(file.read_row_group(group, columns=names, use_threads=False))
+        return table.batch()
+
+
+def decode_arrow(payload: bytes, reading: Reading) -> Batch:
+    """An Arrow IPC file (Feather 2 is one), or an Arrow IPC stream that ends with its mark."""
+    is_file = payload.startswith(_ARROW[: len(payload)])
+    _check_arrow_ends(payload, is_file)
+    with _refusals("Arrow") as pa:
+        source = pa.BufferReader(payload)
+        options = pa.ipc.IpcReadOptions(use_threads=False)
+        reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source, options=options)
+        table = _Table(reader.schema, reading)
+        for part in _iter_parts(reader, is_file):
+            part.validate(full=True)  # nothing else keeps offsets within their buffers
+            table.add(part)
+        if not is_file and source.tell() < len(payload):
+            raise BatchRejected("trailing_bytes", f"{len(payload) - source.tell()} bytes after the end of the stream")
+        return table.batch()
+
+
+class _Table:
+    """The chosen columns of a table, which come part by part."""
+
+    def __init__(self, schema: Any, reading: Reading) -> None:
+        self._limits = reading.limits
+        types = {field.name: field.type for field in schema}
+        lists = {name for name, kind in types.items() if _is_list(kind)}
+        self.chosen: Chosen = choose(schema.names, lists, reading)
+        self.holds_lists = self.chosen.x[0] in lists
+        self.dtype = np.result_type(*(_number_type(name, types[name]) for name in self.chosen.x))
+        _check_words(self.chosen.y, types, "bad_labels")
+        _check_words(self.chosen.task, types, "bad_task")
+        self._rows = 0
+        self._x: list[np.ndarray] = []
+        self._y: list[np.ndarray] = []
+        self._tasks: set[str] = set()
+
+    def add(self, part: Any) -> None:
+        """A pyarrow Table or RecordBatch with at least the chosen columns."""
+        if part.num_rows == 0:
+            return
+        self._rows += part.num_rows
+        check_claim(self._rows, self.dtype.itemsize * len(self.chosen.x), self._limits)
+        x = self._lists(part) if self.holds_lists else self._numbers(part)
+        if self._x and x.shape[1] != self._x[0].shape[1]:
+            text = f"x: rows of {x.shape[1]} values, those before have {self._x[0].shape[1]}"
+            raise BatchRejected("schema_mismatch", text)
+        self._x.append(x)
+        check_claim(self._rows, x.shape[1] * self.dtype.itemsize, self._limits)
+        if self.chosen.y is not None:
+            self._y.append(_words(part, self.chosen.y, "bad_labels", self._limits))
+        if self.chosen.task is not None:
+            self._tasks.add(arrays.one_task(_words(part, self.chosen.task, "bad_task", self._limits)))
+
+    def batch(self) -> Batch:
+        if not self._x:
+            raise BatchRejected("bad_shape", "x: no rows, expected 1 or more")
+        y = _joined(self._y) if self._y else None
+        task = arrays.same_task(self._tasks)
+        return arrays.checked(_joined(self._x), y, task, self._limits)
+
+    def _numbers(self, part: Any) -> np.ndarray:
+        x = np.empty((part.num_rows, len(self.chosen.x)), self.dtype)
+        for i, name in enumerate(self.chosen.x):
+            column = part.column(name)
+            _check_nulls(column, name, "non_finite")
+            x[:, i] = lossless(_numpy(column), self.dtype, name)
+        return x
+
+    def _lists(self, part: Any) -> np.ndarray:
+        name = self.chosen.x[0]
+        rows = [_rows(chunk, name) for chunk in _chunks(part.column(name)) if len(chunk)]
+        if len({row.shape[1] for row in rows}) > 1:
+            raise _uneven(name)
+        return _joined(rows)
+
+
+def _check_parquet_ends(payload: bytes) -> None:
+    if not payload.startswith(_PARQUET[: len(payload)]):
+        raise BatchRejected("bad_format", f"no Parquet: starts with {payload[:6]!r}")
+    if len(payload) < _SHORTEST_PARQUET or not payload.endswith(_PARQUET):
+        raise BatchRejected("truncated", f"{len(payload)} bytes, the end of the Parquet file is missing")
+
+
+def _check_arrow_ends(payload: bytes, is_file: bool) -> None:
+    if not is_file and not payload.startswith(_END_OF_STREAM[: min(4, len(payload))]):
+        raise BatchRejected("bad_format", f"no Arrow IPC: starts with {payload[:6]!r}")
+    last = _ARROW if is_file else _END_OF_STREAM
+    if len(payload) < 2 * len(last) or (is_file and not payload.endswith(last)) or last not in payload:
+        raise BatchRejected("truncated", f"{len(payload)} bytes, the end of the Arrow data is missing")
+
+
+def _check_parquet_claim(metadata: Any, table: _Table, limits: Limits) -> None:
+    """What the footer tells of the chosen columns: rows, values with repeated ones, bytes."""
+    rows = values = told = 0
+    names = set(table.chosen.all)
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        rows += group.num_rows
+        for j in range(group.num_columns):
+            column = group.column(j)
+            if column.path_in_schema.partition(".")[0] in names:
+                values += column.num_values
+                told += column.total_uncompressed_size
+    if rows != metadata.num_rows or min(rows, values, told) < 0:
+        raise BatchRejected("bad_format", f"the footer tells of {metadata.num_rows} rows, its row groups of {rows}")
+    check_claim(rows, 0, limits)
+    size = max(told, values * table.dtype.itemsize)
+    if size > limits.bytes:
+        raise BatchRejected("too_large", f"unpacks to {size} bytes, at most {limits.bytes} expected")
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[Any]:
+    """pyarrow; what it raises about the bytes becomes a reason."""
+    try:
+        import pyarrow as pa
+        import pyarrow.ipc  # pa.ipc
+    except ImportError as error:
+        raise BatchRejected("unsupported_format", f"{what} needs the extra supsupd[formats]") from error
+    try:
+        yield pa
+    except (BatchRejected, MemoryError):
+        raise
+    except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError) as error:
+        first = str(error).partition("\n")[0]
+        raise BatchRejected("bad_format", f"damaged {what}: {printable(first)[:200]}") from error
+
+
+def _iter_parts(reader: Any, is_file: bool) -> Iterator[Any]:
+    if is_file:
+        yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+    else:
+        yield from reader
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _number_type(name: str, kind: Any) -> np.dtype:
+    from pyarrow import types
+
+    value = kind.value_type if _is_list(kind) else kind
+    if not (types.is_integer(value) or types.is_floating(value) or types.is_boolean(value)):
+        raise BatchRejected("bad_dtype", f"column {quoted(name)}: {printable(str(kind))[:80]}, expected numbers")
+    return np.dtype(value.to_pandas_dtype())
+
+
+def _check_words(name: str | None, types: dict[str, Any], code: str) -> None:
+    from pyarrow import types as kinds
+
+    kind = None if name is None else types[name]
+    if name and not (kinds.is_integer(kind) or kinds.is_string(kind) or kinds.is_large_string(kind)):
+        text = f"column {quoted(name)}: {printable(str(kind))[:80]}, expected integers or strings"
+        raise BatchRejected(code, text)
+
+
+def _check_nulls(column: Any, name: str, code: str) -> None:
+    if column.null_count:
+        raise BatchRejected(code, f"column {quoted(name)}: {column.null_count} of {len(column)} values are null")
+
+
+def _words(part: Any, name: str, code: str, limits: Limits) -> np.ndarray:
+    """Integers, or strings as '<U..' of bounded length."""
+    from pyarrow import types
+
+    column = part.column(name)
+    _check_nulls(column, name, code)
+    return _numpy(column) if types.is_integer(column.type) else arrays.strings(column.to_pylist(), code, limits)
+
+
+def _numpy(column: Any) -> np.ndarray:
+    """The values of an Array or ChunkedArray without nulls."""
+    parts = [chunk.to_numpy(zero_copy_only=False) for chunk in _chunks(column)]
+    return _joined(parts)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _chunks(column: Any) -> Sequence[Any]:
+    return column.chunks if hasattr(column, "chunks") else [column]
+
+
+def _rows(column: Any, name: str) -> np.ndarray:
+    """Lists of one length each, as (n, length)."""
+    from pyarrow import compute
+
+    _check_nulls(column, name, "non_finite")
+    lengths = compute.min_max(compute.list_value_length(column)).as_py()
+    if lengths["min"] != lengths["max"]:
+        raise _uneven(name)
+    values = column.flatten()
+    _check_nulls(values, name, "non_finite")
+    return _numpy(values).reshape(len(column), lengths["min"])
+
+
+def _uneven(name: str) -> BatchRejected:
+    return BatchRejected("bad_shape", f"column {quoted(name)}: lists of different lengths")
