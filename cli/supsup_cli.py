@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import supsupd
+from cli.batches import batches_app
 from cli.connection import AsJson, Socket, daemon
 from cli.output import EXIT_BAD_DATA, fail, print_pairs, print_rows
 from cli.reservoir import reservoir_app
+from cli.sources import sources_app
 from cli.tasks import tasks_app
 
 if TYPE_CHECKING:
     import numpy as np
 
-BATCH_FIELDS = ("batch", "name", "sha256", "state", "task", "decision", "reason")
 PREDICT_FIELDS = ("label", "task", "entropy", "known")
 
 # rich's help would cost another 0.1 s at every call.
@@ -26,9 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-batches_app = typer.Typer(help="The batches that the daemon has seen.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(batches_app, name="batches")
+app.add_typer(sources_app, name="sources")
 app.add_typer(reservoir_app, name="reservoir")
 
 
@@ -60,20 +61,6 @@ def status(context: typer.Context, socket: Socket = None, as_json: AsJson = Fals
         print_rows([values], values, as_json)
     else:
         print_pairs(values)
-
-
-@batches_app.command("list")
-def list_batches(
-    context: typer.Context,
-    state: Annotated[str | None, typer.Option(metavar="S", help="Only batches in this state.")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many.")] = None,
-    socket: Socket = None,
-    as_json: AsJson = False,
-) -> None:
-    """What became of every batch."""
-    with daemon(context, socket) as client:
-        rows = client.batches(state, limit)
-    print_rows(rows, BATCH_FIELDS, as_json)
 
 
 @app.command()
@@ -110,7 +97,7 @@ def wait(
     timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Give up after S seconds.")] = None,
     socket: Socket = None,
 ) -> None:
-    """Return once every file that is in the watched folders now has its state and nothing is queued."""
+    """Return once all that the sources have now has its state and nothing is queued."""
     with daemon(context, socket) as client:
         client.wait(timeout)
 

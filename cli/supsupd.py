@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import supsupd
-from cli.output import EXIT_BAD_DATA, EXIT_CONFIG, EXIT_NO, EXIT_NO_INPUT, fail, flatten, printable
-from supsupd.paths import DATABASE_NAME, default_state
+from cli.db import db_app
+from cli.masks import masks_app
+from cli.output import EXIT_CONFIG, flatten, printable
 
 if TYPE_CHECKING:
     from supsupd.config import Settings
@@ -23,10 +24,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-db_app = typer.Typer(help="The daemon's database.", rich_markup_mode=None, no_args_is_help=True)
 config_app = typer.Typer(help="The daemon's configuration.", rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(db_app, name="db")
 app.add_typer(config_app, name="config")
+app.add_typer(masks_app, name="masks")
 
 Watch = Annotated[list[Path] | None, typer.Option(metavar="DIR", help="A folder to learn from; may be repeated.")]
 State = Annotated[Path | None, typer.Option(metavar="DIR", help="Where everything learned is kept.")]
@@ -35,10 +36,11 @@ Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in T
 Predictions = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write a file of predictions for each unlabelled batch.")
 ]
-Device = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")]
-StateOfDatabase = Annotated[
-    Path, typer.Option("--state", metavar="DIR", envvar="SUPSUPD_STATE", help="The daemon's state directory.")
+Stdin = Annotated[bool | None, typer.Option("--stdin", help="Learn from batches on the standard input, too.")]
+StoreUrl = Annotated[
+    str | None, typer.Option("--database", metavar="URL", help="Keep what is learned in PostgreSQL: postgresql://…")
 ]
+Device = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to train.")]
 
 
 def _version(asked: bool) -> None:
@@ -64,12 +66,13 @@ def start(
     state: State = None,
     socket: Socket = None,
     config: Config = None,
+    stdin: Stdin = None,
+    database: StoreUrl = None,
     predictions: Predictions = None,
     device: Device = None,
 ) -> None:
     """Run the daemon in the foreground until SIGTERM or SIGINT."""
-    flags = {"watch": watch, "state": state, "socket": socket, "predictions": predictions, "device": device}
-    settings = _load(flags, config)
+    settings = _load(_flags(locals()), config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # until the daemon takes them over: nothing is open yet
     # Only now: torch takes seconds to import, a wrong setting should not.
@@ -85,53 +88,22 @@ def check_config(
     state: State = None,
     socket: Socket = None,
     config: Config = None,
+    stdin: Stdin = None,
+    database: StoreUrl = None,
     predictions: Predictions = None,
     device: Device = None,
 ) -> None:
     """Check the settings that `start` would use with the same options, and print them; opens nothing."""
-    flags = {"watch": watch, "state": state, "socket": socket, "predictions": predictions, "device": device}
-    settings = _load(flags, config)
+    settings = _load(_flags(locals()), config)
     typer.echo("ok")
     for key, value in flatten(settings.model_dump(mode="json")):
         # Each line is TOML too, which has no null.
         typer.echo(f"# {key} is not set" if value is None else f"{key} = {json.dumps(value)}")
 
 
-@db_app.command("upgrade")
-def upgrade_database(state: StateOfDatabase = default_state()) -> None:
-    """Bring the database to this version's schema. The daemon must not be running."""
-    from storage.db import StoreError, upgrade
-    from storage.lock import StateLock, StateLocked
-    from storage.schema import SchemaMismatch
-    from supsupd import logs
-
-    logs.configure()
-    try:
-        with StateLock.acquire(state):
-            applied = upgrade(state / DATABASE_NAME)
-    except (StateLocked, OSError) as error:
-        fail(str(error), EXIT_NO)
-    except (SchemaMismatch, StoreError) as error:
-        fail(str(error), EXIT_BAD_DATA)
-    typer.echo("upgraded: " + ", ".join(applied) if applied else "already up to date")
-
-
-@db_app.command("check")
-def check_database(state: StateOfDatabase = default_state()) -> None:
-    """Check the database: integrity, schema, and the hash of every mask. Changes nothing."""
-    from storage.db import check
-    from supsupd import logs
-
-    logs.configure()
-    path = state / DATABASE_NAME
-    if not path.is_file():
-        fail(f"there is no database at {path}", EXIT_NO_INPUT)
-    problems = check(path)
-    for problem in problems:
-        typer.echo(printable(problem), err=True)
-    if problems:
-        raise typer.Exit(EXIT_BAD_DATA)
-    typer.echo("ok")
+def _flags(options: Mapping[str, object]) -> dict[str, object]:
+    """The settings among a command's options."""
+    return {name: value for name, value in options.items() if name != "config"}
 
 
 def _load(flags: Mapping[str, object], file: Path | None) -> "Settings":

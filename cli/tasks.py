@@ -22,6 +22,8 @@ TASK_FIELDS = (
     "last_seen",
 )
 RETIRED_FIELDS = ("retired", "merged_into")
+HISTORY_FIELDS = ("version", "created", "made_by", "batch", "density", "bytes", "sha256", "served", "reason")
+SHOWN_HASH = 12
 DECISION_FIELDS = ("batch", "name", "decision", "task", "at", "reason")
 
 tasks_app = typer.Typer(help="The tasks that the daemon has found.", rich_markup_mode=None, no_args_is_help=True)
@@ -40,7 +42,9 @@ def list_tasks(
     """The tasks in use."""
     with daemon(context, socket) as client:
         rows = client.tasks(retired)
-    print_rows(rows, TASK_FIELDS + RETIRED_FIELDS if retired else TASK_FIELDS, as_json)
+    fields = TASK_FIELDS + RETIRED_FIELDS if retired else TASK_FIELDS
+    damaged = any(row.get("problem") for row in rows)
+    print_rows(rows, (*fields, "problem") if damaged else fields, as_json)
 
 
 @tasks_app.command("show")
@@ -112,6 +116,30 @@ def split_task(
     with daemon(context, socket) as client:
         row = client.split(task, batch)
     _print_done(row, f"task {row['task']} has {row['batches']} batches from {batch} on", as_json)
+
+
+@tasks_app.command("history")
+def show_history(context: typer.Context, task: TaskId, socket: Socket = None, as_json: AsJson = False) -> None:
+    """Every version of a task's mask: when, by whom and why it was made, and which one is served."""
+    with daemon(context, socket) as client:
+        rows = client.history(task)
+    if not as_json:
+        rows = [row | {"sha256": row["sha256"][:SHOWN_HASH]} for row in rows]
+    print_rows(rows, HISTORY_FIELDS, as_json)
+
+
+@tasks_app.command("rollback")
+def roll_task_back(
+    context: typer.Context,
+    task: TaskId,
+    version: Annotated[int, typer.Option("--to", metavar="V", min=1, help="A version of `tasks history`.")],
+    socket: Socket = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a task, as a new version, the mask that it had at an earlier one."""
+    with daemon(context, socket) as client:
+        row = client.rollback(task, version)
+    _print_done(row, f"task {row['task']} is as it was at version {version}, in version {row['version']}", as_json)
 
 
 @tasks_app.command("why")

@@ -9,12 +9,13 @@ import numpy as np
 import structlog
 
 from storage import masks, reservoir
+from storage.masks import MaskCorrupt, MaskUnknown
 from storage.reservoir import Matrix, ReservoirCorrupt
-from supsupd.config import ReservoirSettings
 from supsupd.learning.network import Network
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.records import TaskRecord
 from supsupd.learning.reservoir import Reservoir, ReservoirMismatch, pattern_hash, recall
+from supsupd.sections import ReservoirSettings
 
 if TYPE_CHECKING:
     from storage.db import Session
@@ -28,22 +29,21 @@ log = structlog.get_logger("supsupd.learning")
 
 
 def load_reservoir(session: Session, network: Network) -> Reservoir:
-    """The stored matrices; made anew from the masks' bits where they are damaged or hold what is no task's mask now.
-
-    Raises MaskCorrupt.
-    """
-    heads = {mask.sha256 for mask in masks.load_heads(session).values()}
-    stored = [masks.load_mask(session, p.task_id, p.version) for p in reservoir.list_patterns(session)]
+    """The stored matrices; made anew from the masks' bits where these or those are damaged, or where they hold what is
+    no task's mask now."""
+    heads = masks.list_head_hashes(session)
+    stored, damaged = _patterns(session)
     stale = [mask for mask in stored if mask.sha256 not in heads]
+    gone = [*damaged, *(mask.task_id for mask in stale)]
     try:
         held = _stored(session, network, stored)
-        reason = f"{len(stale)} of its patterns are no task's mask any more" if stale else ""
+        reason = f"{len(gone)} of its patterns are no task's mask any more" if gone else ""
     except (ReservoirCorrupt, ReservoirMismatch) as error:
         held, reason = Reservoir.empty(network), str(error)
     if not reason:
         return held
-    for mask in stale:
-        reservoir.remove_pattern(session, mask.task_id)
+    for task_id in gone:
+        reservoir.remove_pattern(session, task_id)
     anew = Reservoir.empty(network)
     for mask in stored:
         if mask not in stale:
@@ -51,6 +51,17 @@ def load_reservoir(session: Session, network: Network) -> Reservoir:
     save_matrices(session, anew)
     log.warning("reservoir_made_anew", patterns=len(anew.patterns), reason=reason)
     return anew
+
+
+def _patterns(session: Session) -> tuple[list[masks.MaskRow], list[int]]:
+    """The masks that are recorded as attractors, and the tasks of those that are damaged."""
+    stored, damaged = [], []
+    for pattern in reservoir.list_patterns(session):
+        try:
+            stored.append(masks.load_mask(session, pattern.task_id, pattern.version))
+        except (MaskCorrupt, MaskUnknown):
+            damaged.append(pattern.task_id)
+    return stored, damaged
 
 
 def _stored(session: Session, network: Network, stored: list[masks.MaskRow]) -> Reservoir:

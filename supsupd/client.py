@@ -84,6 +84,14 @@ class Client:
         """Makes a new task of a task's batches from `batch` on, and returns it."""
         return self._ask("POST", _task_path(task) + "/split", content=_to_json({"from": batch}))
 
+    def history(self, task: int | str) -> list[dict[str, Any]]:
+        """Every version of a task's mask, oldest first: when, by whom and why it was made, and whether it is served."""
+        return self._ask("GET", _task_path(task) + "/history")
+
+    def rollback(self, task: int | str, version: int) -> dict[str, Any]:
+        """Gives a task, as a new version, the mask and the record that it had at `version`; returns the task."""
+        return self._ask("POST", _task_path(task) + "/rollback", content=_to_json({"to": version}))
+
     def why(self, batch: int) -> dict[str, Any]:
         """What was decided about a batch: {"batch", "decisions", "versions", "words"}; `words` are plain lines."""
         return self._ask("GET", f"/v1/batches/{batch}/why")
@@ -115,9 +123,41 @@ class Client:
         rows = zip(*(columns[field] for field in ROW_FIELDS), strict=True)
         return [dict(zip(ROW_FIELDS, row, strict=True)) for row in rows]
 
-    def submit(self, name: str, payload: bytes) -> dict[str, Any]:
-        """Hands over an .npz file's bytes as a batch; on return they are durable."""
-        return self._ask("POST", "/v1/batches", params={"name": name}, content=payload)
+    def batch(self, reference: int | str) -> dict[str, Any]:
+        """One row of the ledger, by its id or the SHA-256 of its bytes."""
+        return self._ask("GET", f"/v1/batches/{reference}")
+
+    def rejected(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """The rejected batches that nobody has dealt with."""
+        return self._ask("GET", "/v1/rejected", params={} if limit is None else {"limit": limit})
+
+    def retry(self, batch: int) -> dict[str, Any]:
+        """Sends a rejected batch in again; returns its new row."""
+        return self._ask("POST", f"/v1/batches/{batch}/retry")
+
+    def drop(self, batch: int) -> dict[str, Any]:
+        """Gives up the bytes of a rejected batch; returns its row."""
+        return self._ask("POST", f"/v1/batches/{batch}/drop")
+
+    def submit(
+        self, name: str, payload: bytes, media_type: str | None = None, key: str | None = None
+    ) -> dict[str, Any]:
+        """Hands over a batch's bytes in any format that a file may have; on return they are durable.
+
+        Without a `media_type`, the name's suffix tells the format, or else the bytes do. The same `key`, or the same
+        bytes, again are the same batch.
+        """
+        given = {"Content-Type": media_type, "Idempotency-Key": key}
+        headers = {name: value for name, value in given.items() if value is not None}
+        return self._ask("POST", "/v1/batches", params={"name": name}, content=payload, headers=headers)
+
+    def sources(self) -> list[dict[str, Any]]:
+        """What batches come from, with what keeps it from working."""
+        return self._ask("GET", "/v1/sources")
+
+    def accept_gap(self, source: str) -> dict[str, Any]:
+        """Accepts what a source lost: it goes on."""
+        return self._ask("POST", f"/v1/sources/{quote(source, safe='')}/accept")
 
     def reservoir(self) -> dict[str, Any]:
         """What the Hopfield reservoir holds, what it costs, and how many masks come back from it."""
@@ -128,7 +168,7 @@ class Client:
         return self._ask("POST", "/v1/scan")
 
     def wait(self, timeout: float | None = None) -> dict[str, Any]:
-        """Waits until all that is in the watched folders now has its state and nothing is queued; returns the
+        """Waits until all that the sources have now has its state and nothing is queued; returns the
         status then. Raises TimeoutError after `timeout` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         wanted = self.scan()["pass"]

@@ -16,28 +16,42 @@ from contextlib import ExitStack, contextmanager
 
 import structlog
 
-from storage.cursors import load_cursors
-from storage.db import Database, SchemaMismatch, StoreError, upgrade
+from storage.db import (
+    Database,
+    DiskFull,
+    SchemaMismatch,
+    StoreError,
+    StoreFailed,
+    StoreTaken,
+    StoreUnavailable,
+    upgrade,
+)
+from storage.durable import SyncFailed
+from storage.failpoints import hit
 from storage.features import FeaturesCorrupt
 from storage.lock import StateLock, StateLocked
-from storage.masks import MaskCorrupt
 from storage.spool import Spool
-from streams.directory import DirectorySettings, DirectorySource
-from streams.formats import Limits
+from streams.broker import MissingExtra
 from supsupd.config import ConfigError, Settings
 from supsupd.founding import check_network
+from supsupd.health import Health, is_fatal
 from supsupd.intake import Intake
 from supsupd.learning.device import Device, pick_device, use_threads
 from supsupd.learning.modules import UnsupportedNetwork
 from supsupd.learning.network import NetworkMismatch
 from supsupd.learning.pretrained import PretrainedMismatch
+from supsupd.reading import process_decoder
 from supsupd.service import Service
 from supsupd.serving.http import create_app
 from supsupd.serving.server import HttpServer, SocketRefused, bind_unix
+from supsupd.sources import make_sources
+from supsupd.staging import Staging
 from supsupd.worker import Worker
 
-EXIT_DATA, EXIT_OS, EXIT_BUSY, EXIT_CONFIG = 65, 71, 75, 78
+EXIT_DATA, EXIT_OS, EXIT_IO, EXIT_BUSY, EXIT_CONFIG = 65, 71, 74, 75, 78
 CHECK_SECONDS = 1.0
+FAREWELL_SECONDS = 1.0
+"""What a process that ends amid a training spends at most on giving that batch back."""
 LEARNING_NICE = 10
 """Of the learning thread: a query comes first where both want the same core, and training still goes on."""
 SWITCH_SECONDS = 0.0002
@@ -56,25 +70,35 @@ def run(settings: Settings) -> int:
     try:
         with StateLock.acquire(settings.state):
             return Daemon(settings, device).run()
-    except (ConfigError, PretrainedMismatch) as error:
+    except (ConfigError, MissingExtra, PretrainedMismatch) as error:
         return _refuse(str(error), EXIT_CONFIG)
-    except (StateLocked, SocketRefused) as error:
+    except (StateLocked, StoreTaken, StoreUnavailable, SocketRefused) as error:
         return _refuse(str(error), EXIT_BUSY)
-    except (SchemaMismatch, NetworkMismatch, MaskCorrupt, FeaturesCorrupt, StoreError) as error:
+    except (StoreFailed, SyncFailed) as error:
+        return _refuse(str(error), EXIT_IO if is_fatal(error) else EXIT_OS)
+    except DiskFull as error:
+        return _refuse(str(error), EXIT_OS)
+    except (SchemaMismatch, NetworkMismatch, FeaturesCorrupt, StoreError) as error:
         return _refuse(str(error), EXIT_DATA)
     except OSError as error:
         return _refuse(f"{error.filename or settings.state}: {error.strerror or error}", EXIT_OS)
 
 
 def _refuse(text: str, code: int) -> int:
-    print(f"supsupd: {text}", file=sys.stderr)  # noqa: T201 - said before and instead of logging
+    print(f"supsupd: {text}", file=sys.stderr, flush=True)  # noqa: T201 - said before and instead of logging
     return code
 
 
 @contextmanager
 def signals_set(event: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT only set `event`."""
-    previous = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    """SIGTERM and SIGINT only set `event`; a second one ends the process at once, which costs no more than a crash."""
+
+    def handle(number: int, _frame: object) -> None:
+        if event.is_set():
+            os._exit(128 + number)
+        event.set()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -95,6 +119,8 @@ class Daemon:
         self._device = device
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._health = Health(self._fail)
+        self._failure: tuple[str, int] | None = None
 
     def run(self) -> int:
         """Starts, serves until a signal, and ends within `shutdown_seconds` and a little."""
@@ -104,51 +130,54 @@ class Daemon:
                 if not server.alive:
                     log.error("http_server_gone")
                     return EXIT_OS
-        return 0
+        return 0 if self._failure is None else _refuse(*self._failure)
+
+    def _fail(self, who: str, error: Exception) -> None:
+        """What the disk said it has may be gone, or the store is another daemon's: nothing more is written."""
+        if self._failure is None:
+            log.error("fatal", who=who, reason=str(error))
+            taken = isinstance(error, StoreTaken)
+            text = f"{who}: {error}" if taken else f"{who}: {error}; start again: what is on the disk is whole"
+            self._failure = text, EXIT_BUSY if taken else EXIT_IO
+        self._stopping.set()
 
     def _startup(self, stack: ExitStack) -> HttpServer:
         settings = self._settings
         use_threads(settings.learning.threads)
         sys.setswitchinterval(SWITCH_SECONDS)
-        upgrade(settings.database)
-        database = Database.open(settings.database)
+        upgrade(settings.store, state=settings.state)
+        hit("start.upgraded")
+        database = Database.open(settings.store)
         stack.callback(database.close)
         spool = Spool(settings.state / "spool")
-        worker = Worker(settings, database, spool, self._device)
-        worker.load()
-        intake = Intake(database, spool, settings.intake, worker.notify, settings.recognition.task_rule)
-        self._add_sources(intake, database)
-        service = Service(settings, database, worker, intake)
+        decoders = [process_decoder(settings) for _ in range(2)]  # intake does not wait for learning
+        for decoder in decoders:
+            stack.callback(decoder.close)
+            threading.Thread(target=decoder.start, daemon=True).start()  # while all else is loaded
+        worker = Worker(settings, database, spool, self._device, decoders[0], self._health)
+        worker.clean_spool()
+        worker.load(crashed=True)
+        hit("start.loaded")
+        staging = Staging(database, spool, settings.intake, decoders[1], settings.recognition.task_rule, self._health)
+        intake = Intake(staging, settings.intake, worker.notify, self._health)
+        for source in make_sources(settings, database):
+            intake.add(source)
+        service = Service(settings, database, worker, intake, self._health)
         server = HttpServer(create_app(service, settings.serving), [bind_unix(settings.socket)])
         server.start()
         stack.callback(self._shutdown, server, worker, intake, service)
         for progress in intake.progress:
-            self._run_thread(f"watch {progress.source.name}", intake.loop, progress, self._stopping)
+            self._run_thread(f"source {progress.source.name}", intake.loop, progress, self._stopping)
         self._run_thread("learn", self._learn, worker)
         log.info(
             "ready",
             socket=str(settings.socket),
             state=str(settings.state),
-            watch=[str(folder) for folder in settings.watch],
+            sources=[progress.source.name for progress in intake.progress],
             device=str(self._device),
             tasks=len(worker.predictor.tasks) if worker.predictor else 0,
         )
         return server
-
-    def _add_sources(self, intake: Intake, database: Database) -> None:
-        settings = self._settings.intake
-        times = DirectorySettings(
-            settle_seconds=settings.settle_seconds,
-            incomplete_seconds=settings.incomplete_seconds,
-            max_batch_bytes=settings.max_batch_bytes,
-            limits=Limits(bytes=settings.max_unpacked_bytes),
-            tasks=self._settings.recognition.task_rule,
-        )
-        for folder in self._settings.watch:
-            with database.read() as session:
-                # Named by its path: the cursors survive another order of folders.
-                known = load_cursors(session, str(folder))
-            intake.add(DirectorySource(folder, name=str(folder), cursors=known, settings=times))
 
     def _learn(self, worker: Worker) -> None:
         # Of this thread alone (Linux).
@@ -178,6 +207,8 @@ class Daemon:
         late = [thread.name for thread in self._threads if thread.is_alive()]
         log.info("stopped", unfinished=late)
         if late:
+            farewell = threading.Thread(target=worker.release, daemon=True)  # in vain while the store is locked
+            farewell.start()
+            farewell.join(FAREWELL_SECONDS)
             # Neither the database nor torch may be torn down under a running thread; the store needs no farewell.
-            sys.stderr.flush()
-            os._exit(0)
+            os._exit(_refuse(*self._failure) if self._failure else 0)

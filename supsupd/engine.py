@@ -1,13 +1,15 @@
 """What exists once a network does: the learner, the served snapshot and the bank of masks, kept in step.
 
-Only the learning thread changes an engine; queries read `predictor`, which is replaced whole.
+Only the learning thread changes an engine; queries read `predictor`, which is replaced whole. One thing any thread may
+do is to take a task out of service whose mask it found damaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from threading import RLock
 
 import numpy as np
 import structlog
@@ -48,6 +50,7 @@ class Engine:
         predictor: answers queries.
         features: what is known of the tasks' inputs, for objective features.
         reservoir: the finished masks as attractors.
+        out_of_service: tasks in use that are not served since their newest mask is damaged, and what is wrong with it.
     """
 
     settings: Settings
@@ -59,6 +62,8 @@ class Engine:
     predictor: Predictor
     features: FeatureModel | None = None
     reservoir: Reservoir | None = None
+    out_of_service: dict[int, str] = field(default_factory=dict)
+    _changing: RLock = field(default_factory=RLock)
 
     @classmethod
     def start(
@@ -123,7 +128,8 @@ class Engine:
         """The masks in the reservoir are finished from now on, and queries may recover them."""
         self.reservoir = self.learner.reservoir = reservoir
         recovery = Recovery(reservoir, self.network, self.settings.reservoir)
-        self.predictor = replace(self.predictor, recovery=recovery)
+        with self._changing:
+            self.predictor = replace(self.predictor, recovery=recovery)
 
     def begin_reservoir(self) -> None:
         """An empty one, where the settings want one."""
@@ -133,7 +139,10 @@ class Engine:
     def serve(self, *tasks: TaskRecord) -> None:
         """Answers queries by these tasks' newest masks from now on."""
         served = [self._served(task) for task in tasks]
-        self.predictor = replace(self.predictor, features=self.features).with_masks(served, self.classes)
+        with self._changing:
+            self.predictor = replace(self.predictor, features=self.features).with_masks(served, self.classes)
+            for task in tasks:
+                self.out_of_service.pop(task.task_id, None)
 
     def _served(self, task: TaskRecord) -> ServedTask:
         if task.mask.key != (task.task_id, task.version):
@@ -144,5 +153,32 @@ class Engine:
 
     def withdraw(self, task_id: int, into: int | None = None) -> None:
         """Serves a task no longer; the task `into` answers for it, if there is one."""
-        self.predictor = self.predictor.without_task(task_id, into)
+        with self._changing:
+            self.predictor = self.predictor.without_task(task_id, into)
+            self.out_of_service.pop(task_id, None)
         self.bank.drop(task_id)
+
+    def begin_without(self, damaged: Mapping[int, str]) -> None:
+        """Records the tasks whose mask was found damaged as they were loaded."""
+        self.out_of_service.update(damaged)
+        for task_id, reason in damaged.items():
+            _log_out_of_service(task_id, reason)
+
+    def take_out(self, task_id: int, version: int, reason: str) -> bool:
+        """Serves a task no longer whose newest mask is damaged, until it is served anew; any thread may call it.
+
+        False where it is served by another version by now, or not at all: nothing is changed then.
+        """
+        with self._changing:
+            served = {task.task_id: task.version for task in self.predictor.tasks}
+            if served.get(task_id) != version:
+                return False
+            self.predictor = self.predictor.without_task(task_id)
+            self.out_of_service[task_id] = reason
+        self.bank.drop(task_id)
+        _log_out_of_service(task_id, reason)
+        return True
+
+
+def _log_out_of_service(task_id: int, reason: str) -> None:
+    log.error("task_out_of_service", task=task_id, reason=reason, advice=f"supsup-cli tasks history {task_id}")

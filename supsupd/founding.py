@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from streams.batch import Batch, BatchRejected
-from supsupd.config import NetworkSettings
 from supsupd.learning.device import Device
 from supsupd.learning.labels import ClassList, LabelMismatch
 from supsupd.learning.modules import UnsupportedNetwork, check_kind
@@ -13,6 +12,7 @@ from supsupd.learning.network import Architecture, Network
 from supsupd.learning.normalise import Normaliser, ShapeMismatch
 from supsupd.learning.pretrained import Pretrained, PretrainedMismatch
 from supsupd.learning.transforms import Transforms
+from supsupd.sections import NetworkSettings
 
 SMALLEST_OUTPUTS = 100
 """Fewest output neurons by default: entropy tells tasks apart only among enough superfluous ones."""

@@ -1,71 +1,84 @@
-"""From the sources to the ledger: own the bytes first, then say so in one transaction, then tell the learner.
-
-A crash before the transaction leaves only a stray file in the spool, and the source is asked again; after it the batch
-is ours.
-"""
+"""One thread for each source: takes what comes in groups, as many as there is room for, and stands still at gaps."""
 
 from __future__ import annotations
 
-import hashlib
+import random
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import structlog
 
-from storage import cursors, ledger
-from storage.db import Database
-from storage.spool import Spool
-from streams.batch import Arrival, Refusal
-from streams.formats import Limits
-from streams.source import Source
-from streams.tasks import TaskRule, accept
-from supsupd.config import IntakeSettings
+from storage import cursors, gaps
+from storage.failpoints import hit
+from storage.gaps import GapRow, GapUnknown
+from streams.batch import Arrival, Gap, Refusal
+from streams.source import Source, SourceUnavailable
+from supsupd.health import Health
+from supsupd.sections import IntakeSettings
+from supsupd.staging import Staging, Taken
 
-RETRY_SECONDS = 1.0
-SOCKET_SOURCE = "socket"
+GROUP_ITEMS = 64
+GROUP_BYTES = 8 << 20
+ROOM_SECONDS = 0.05
+"""How often a source that waits for room looks for it."""
+FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
+"""Seconds between two tries to reach a source, doubled each time; our own disk and database are tried each second."""
 
 log = structlog.get_logger("supsupd.intake")
 
 
-class QueueFull(Exception):
-    """As many batches as are allowed wait to be learned."""
-
-
 @dataclass
 class SourceProgress:
-    """passes: the newest `scan` request that a full pass has covered."""
+    """passes: the newest `scan` request that a full pass has covered; gap: at which it stands still."""
 
     source: Source
     passes: int = 0
+    gap: Gap | None = None
+    accepted: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class UnderWay:
+    """The group of a source that is being made durable while the next one is looked into: never more than one."""
+
+    source: Source
+    group: Sequence[Taken] = ()
+    durable: Future[object] | None = None
+
+    def begin(self, group: Sequence[Taken], durable: Future[object] | None) -> None:
+        self.group, self.durable = group, durable
+
+    def end(self) -> tuple[Sequence[Taken], Future[object] | None]:
+        ended = self.group, self.durable
+        self.group, self.durable = (), None
+        return ended
 
 
 class Intake:
-    """Stages what the sources yield, one thread a source.
+    """Passes over the sources.
 
     Args:
-        database, spool: the store.
+        staging: makes what comes durable.
         settings: sizes and times.
-        notify: called after each staged batch.
-        tasks: which submitted batches must say what task they belong to.
+        notify: called after each group that was staged.
+        health: told what keeps a source from working.
     """
 
     def __init__(
         self,
-        database: Database,
-        spool: Spool,
+        staging: Staging,
         settings: IntakeSettings,
         notify: Callable[[], None],
-        tasks: TaskRule = "ignored",
+        health: Health | None = None,
     ) -> None:
-        self._database = database
-        self._spool = spool
+        self.staging = staging
+        self.progress: list[SourceProgress] = []
         self._settings = settings
         self._notify = notify
-        self._tasks = tasks
+        self._health = health or Health()
         self._requested = 1
-        self._staging = threading.Lock()
-        self.progress: list[SourceProgress] = []
 
     def add(self, source: Source) -> None:
         self.progress.append(SourceProgress(source))
@@ -77,84 +90,155 @@ class Intake:
             progress.source.poke()
         return self._requested
 
+    # -- one source ------------------------------------------------------------------------------------------------
+
     def loop(self, progress: SourceProgress, stopping: threading.Event) -> None:
         """Passes over one source until `stopping`."""
+        failures = 0
         while not stopping.is_set():
             requested = self._requested
             try:
-                if self._pass(progress.source, stopping):
+                if self._pass(progress, stopping):
                     progress.passes = requested
-            except Exception:  # the edge: a failing disk or database must not end the source
-                log.exception("intake_failed", source=progress.source.name)
-                stopping.wait(RETRY_SECONDS)
+                failures = 0
+            except Exception as error:  # noqa: BLE001 - the edge: neither a broker nor a full disk must end the source
+                failures += 1
+                self._wait_after(error, progress.source.name, failures, stopping)
+                continue
             if self._requested == requested and not stopping.is_set():
                 progress.source.wait(self._settings.scan_seconds)
 
-    def _pass(self, source: Source, stopping: threading.Event) -> bool:
-        for item in source.iter_arrivals():
-            while self._is_full() and not stopping.wait(0.05):
-                self._notify()
-            if stopping.is_set():
-                return False
-            self.take(item)
-            source.acknowledge(item)
+    def _wait_after(self, error: Exception, name: str, failures: int, stopping: threading.Event) -> None:
+        longest = FIRST_DELAY
+        if isinstance(error, SourceUnavailable):
+            self._health.report(name, "source_unavailable", str(error))
+            longest = LONGEST_DELAY
+        elif self._health.blame(name, error) == "failed":
+            log.exception("intake_failed", source=name)
+        delay = min(longest, FIRST_DELAY * 2 ** min(failures - 1, 10))
+        stopping.wait(delay * random.uniform(0.5, 1.0))  # noqa: S311 - many daemons must not come back at once
+
+    def _pass(self, progress: SourceProgress, stopping: threading.Event) -> bool:
+        """Whether all that is there now was taken."""
+        if progress.gap is not None and not self._is_gap_accepted(progress, stopping):
+            return False
+        with ThreadPoolExecutor(1) as syncing:
+            under_way = UnderWay(progress.source)
+            for group in self._groups(progress, stopping, under_way):
+                looked = self._look_into(group, progress.source)
+                self._finish(under_way)
+                under_way.begin(looked, syncing.submit(self.staging.make_durable, looked) if looked else None)
+            self._finish(under_way)
+        if stopping.is_set() or progress.gap is not None:
+            return False
+        self._report(progress.source)
         return True
 
-    def _is_full(self) -> bool:
-        with self._database.read() as session:
-            return ledger.count_staged(session) >= self._settings.max_queue
+    def _report(self, source: Source) -> None:
+        problem = source.problem()
+        if problem is None:
+            self._health.clear(source.name)
+        else:
+            self._health.report(source.name, "source", problem)
 
-    def take(self, item: Arrival | Refusal) -> None:
-        """Makes one item of a source durable, with its cursor."""
-        if isinstance(item, Arrival):
-            self._stage(item)
+    def _groups(
+        self, progress: SourceProgress, stopping: threading.Event, under_way: UnderWay
+    ) -> Iterator[list[Arrival | Refusal]]:
+        """Items of one pass in groups that fit into the queue; ends at a gap."""
+        group: list[Arrival | Refusal] = []
+        room, size = self._wait_for_room(progress.source, stopping, under_way), 0
+        if not room:
             return
-        with self._database.write() as session:
-            ledger.quarantine_arrival(session, item.source, item.name, item.sha256, item.reason)
-            cursors.advance(session, item.source, item.key, item.position)
-        log.warning("file_quarantined", source=item.source, name=item.name, reason=item.reason)
+        for item in progress.source.iter_arrivals():
+            if stopping.is_set():
+                return
+            if isinstance(item, Gap):
+                if group:
+                    yield group
+                self._finish(under_way)
+                self._halt(progress, item)
+                return
+            group.append(item)
+            size += len(item.payload) if isinstance(item, Arrival) else 0
+            del item  # its payload goes with the group
+            if len(group) >= min(room, GROUP_ITEMS) or size >= GROUP_BYTES:
+                yield group
+                group, size = [], 0
+                room = self._wait_for_room(progress.source, stopping, under_way)
+                if not room:
+                    return
+        if group:
+            yield group
 
-    def _stage(self, arrival: Arrival) -> ledger.Staged:
-        with self._staging:  # the spool and the ledger must agree about equal contents from two sources
-            return self._stage_alone(arrival)
+    def _wait_for_room(self, source: Source, stopping: threading.Event, under_way: UnderWay) -> int:
+        """How many batches may come in now; 0 only when the daemon stops."""
+        while not stopping.is_set():
+            room = self.staging.room()
+            if (batches := room.batches - len(under_way.group)) > 0:
+                return batches
+            if under_way.durable is not None:
+                self._finish(under_way)
+                continue
+            if room.disk is not None:
+                self._health.report(source.name, "disk_full", room.disk)
+            self._notify()
+            stopping.wait(ROOM_SECONDS)
+        return 0
 
-    def _stage_alone(self, arrival: Arrival) -> ledger.Staged:
-        with self._database.read() as session:
-            is_new = ledger.find_content(session, arrival.sha256) is None
-        if is_new:
-            self._spool.store(arrival.sha256, arrival.payload)
-        entry = ledger.Entry(
-            arrival.source,
-            arrival.name,
-            arrival.sha256,
-            len(arrival.payload),
-            arrival.samples,
-            arrival.labelled,
-            arrival.task,
-        )
-        with self._database.write() as session:
-            staged = ledger.stage(session, entry)
-            if arrival.key:
-                cursors.advance(session, arrival.source, arrival.key, arrival.position)
-        log.info("batch_staged", batch=staged.id, name=arrival.name, duplicate=staged.duplicate)
+    # -- gaps ------------------------------------------------------------------------------------------------------
+
+    def _halt(self, progress: SourceProgress, gap: Gap) -> None:
+        """The source stands still: what is missing must not pass unseen."""
+        with self.staging.database.write() as session:
+            if cursors.find_positions(session, gap.source, [gap.key]).get(gap.key) == gap.position:
+                progress.source.acknowledge([gap])  # it was accepted before the source came to it again
+                return
+            gaps.report(session, gap.source, gap.key, gap.position, gap.reason)
+        progress.accepted.clear()
+        progress.gap = gap
+        self._health.report(gap.source, "gap", gap.reason)
+        log.error("source_gap", source=gap.source, key=gap.key, position=gap.position, reason=gap.reason)
+
+    def _is_gap_accepted(self, progress: SourceProgress, stopping: threading.Event) -> bool:
+        if not progress.accepted.is_set() or progress.gap is None:
+            return False
+        progress.source.acknowledge([progress.gap])
+        progress.gap = None
+        self._health.clear(progress.source.name)
+        return not stopping.is_set()
+
+    def accept_gap(self, source: str) -> GapRow:
+        """An operator accepts what `source` lost; it goes on from there. Raises GapUnknown, StoreError."""
+        progress = next((p for p in self.progress if p.source.name == source), None)
+        if progress is None:
+            raise GapUnknown(f"there is no source {source}")
+        with self.staging.database.write() as session:
+            row = gaps.accept(session, source)
+        progress.accepted.set()
+        progress.source.poke()
+        log.warning("gap_accepted", source=source, key=row.key, position=row.position)
+        return row
+
+    # -- one group -------------------------------------------------------------------------------------------------
+
+    def _look_into(self, group: Sequence[Arrival | Refusal], source: Source) -> list[Taken]:
+        """Those that are whole; the others are postponed."""
+        hit("stage.received")
+        looked = [self.staging.look_into(item) for item in group]
+        for taken in looked:
+            if taken.is_cut and isinstance(taken.item, Arrival):
+                source.postpone(taken.item)
+        return [taken for taken in looked if not taken.is_cut]
+
+    def _finish(self, under_way: UnderWay) -> None:
+        """Waits until a group is durable, and acknowledges it. Raises what making it durable raised."""
+        group, durable = under_way.end()
+        if durable is not None:
+            durable.result()
+            self._acknowledge(group, under_way.source)
+
+    def _acknowledge(self, group: Sequence[Taken], source: Source) -> None:
+        hit("stage.acknowledge")
+        source.acknowledge([taken.item for taken in group])
+        hit("stage.acknowledged")
         self._notify()
-        return staged
-
-    def submit(self, name: str, payload: bytes) -> tuple[ledger.Staged, str]:
-        """Stages a batch that came over the socket; its SHA-256 too. Raises BatchRejected, QueueFull."""
-        if self._is_full():
-            raise QueueFull(f"{self._settings.max_queue} batches are waiting; try again later")
-        payload, batch = accept(payload, name, self._tasks, Limits(bytes=self._settings.max_unpacked_bytes))
-        sha256 = hashlib.sha256(payload).hexdigest()
-        arrival = Arrival(
-            source=SOCKET_SOURCE,
-            name=name,
-            sha256=sha256,
-            payload=payload,
-            samples=len(batch.x),
-            labelled=batch.y is not None,
-            key="",
-            position="",
-            task=batch.task,
-        )
-        return self._stage(arrival), sha256

@@ -1,7 +1,8 @@
-"""What an operator does to tasks: retire, reopen, merge, split.
+"""What an operator does to tasks: retire, reopen, merge, split, roll back.
 
 Each is one transaction; only after it the engine and the served snapshot take it over. All run in the learning thread
 (`Worker.call`). No history is lost: mask versions and decisions are only added to, ledger rows only change hands.
+Where an operation takes `by`, that is who asked for it: it is kept with what the operation adds.
 """
 
 from __future__ import annotations
@@ -10,21 +11,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import structlog
 
 from storage import decisions, ledger, masks, tasks, training_states
 from storage.models import BatchRow, Kind
 from storage.tasks import TaskConflict, TaskUnknown
 from supsupd import persistence
-from supsupd.learning.bank import Mask
 from supsupd.learning.network import Network
 from supsupd.learning.records import TaskRecord
-from supsupd.learning.reference import Reference
 from supsupd.worker import Engine, Worker
 
 if TYPE_CHECKING:
     from storage.db import Session
+
+SHOWN_UNDONE = 20
+"""Batches whose training was undone that are named."""
 
 log = structlog.get_logger("supsupd.learning")
 
@@ -37,6 +38,7 @@ class Move:
     source: int
     target: int
     batch: int | None = None
+    by: str | None = None
 
     @property
     def reason(self) -> str:
@@ -45,17 +47,17 @@ class Move:
         return f"split from task {self.source} at batch {self.batch}"
 
 
-def retire(worker: Worker, task_id: int) -> None:
+def retire(worker: Worker, task_id: int, by: str | None = None) -> None:
     """A task is no longer served, recognised or trained. Raises TaskUnknown, TaskConflict, StoreError."""
     engine = _engine(worker, task_id)
     with worker.database.write() as session:
         tasks.retire(session, task_id)
     engine.learner.forget_task(task_id)
     engine.withdraw(task_id)
-    log.info("task_retired", task=task_id)
+    log.info("task_retired", task=task_id, by=by)
 
 
-def reopen(worker: Worker, task_id: int) -> None:
+def reopen(worker: Worker, task_id: int, by: str | None = None) -> None:
     """A retired task goes on as it was. Raises TaskUnknown, TaskConflict, MaskCorrupt, StoreError."""
     engine = _engine(worker, task_id)
     with worker.database.write() as session:
@@ -66,29 +68,31 @@ def reopen(worker: Worker, task_id: int) -> None:
         training_states.keep_recent(session, worker.settings.learning.active_tasks)
     engine.learner.restore_task(record)
     engine.serve(record)
-    log.info("task_reopened", task=task_id)
+    log.info("task_reopened", task=task_id, by=by)
 
 
-def merge(worker: Worker, task_id: int, other_id: int) -> None:
+def merge(worker: Worker, task_id: int, other_id: int, by: str | None = None) -> None:
     """`other_id` goes into `task_id`, which keeps its mask and answers for both.
 
-    Raises TaskUnknown, TaskConflict, StoreError.
+    Raises TaskUnknown, TaskConflict (one of them is retired, or the first out of service), StoreError.
     """
     engine = _engine(worker, task_id)
+    if (problem := engine.out_of_service.get(task_id)) is not None:
+        raise TaskConflict(f"task {task_id} is out of service: {problem}")
     with worker.database.write() as session:
         row = tasks.merge(session, task_id, other_id)
         training_states.forget(session, other_id)
-        _move(session, ledger.list_committed(session, other_id), Move("merge", other_id, task_id))
+        _move(session, ledger.list_committed(session, other_id), Move("merge", other_id, task_id, by=by))
         merged = replace(engine.learner.tasks[task_id], batches=row.batches, samples=row.samples)
         merged = replace(merged, inputs=persistence.merge_inputs(session, task_id, other_id))
     engine.learner.forget_task(other_id)
     engine.learner.tasks[task_id] = merged  # in its place: a merge is no use of the task
     engine.serve(merged)
     engine.withdraw(other_id, task_id)
-    log.info("tasks_merged", task=task_id, merged=other_id)
+    log.info("tasks_merged", task=task_id, merged=other_id, by=by)
 
 
-def split(worker: Worker, task_id: int, batch_id: int) -> int:
+def split(worker: Worker, task_id: int, batch_id: int, by: str | None = None) -> int:
     """The batches of a task from `batch_id` on become a new task, with its newest mask; the old one gets, as a new
     version, the bits and the record that it had before. Returns the new task's id.
 
@@ -100,19 +104,61 @@ def split(worker: Worker, task_id: int, batch_id: int) -> int:
         whole = persistence.load_task(session, task_id, engine.network)
         moved, before = _parts(session, task_id, batch_id)
         rows = sum(len(persistence.taken_rows(session, row)) for row in moved)
-        old = _earlier(whole, before, len(moved), rows)
-        new = _store_new(session, replace(whole, batches=len(moved), samples=rows), batch_id, engine.network)
+        old = replace(whole, batches=whole.batches - len(moved), samples=whole.samples - rows)
+        old = persistence.earlier(old, before)
+        new = _store_new(session, replace(whole, batches=len(moved), samples=rows), batch_id, engine.network, by)
         reason = f"split at batch {batch_id}: the bits of version {before.version}"
-        masks.append_mask(session, persistence.mask_row(old, engine.network.architecture, None, reason))
-        tasks.update(session, task_id, persistence.task_fields(old), seen=False)
-        training_states.forget(session, task_id)
-        _move(session, moved, Move("split", task_id, new.task_id, batch_id))
+        _set_back(session, old, engine.network, reason, by)
+        _move(session, moved, Move("split", task_id, new.task_id, batch_id, by))
     engine.learner.forget_task(task_id)
     for record in (old, new):
         engine.learner.restore_task(record)
         engine.serve(record)
-    log.info("task_split", task=task_id, batch=batch_id, new=new.task_id, batches=len(moved))
+    log.info("task_split", task=task_id, batch=batch_id, new=new.task_id, batches=len(moved), by=by)
     return new.task_id
+
+
+def rollback(worker: Worker, task_id: int, version: int, by: str | None = None) -> None:
+    """A task gets, as a new version, the bits and the record that it had at `version`, and goes on from there.
+
+    The batches that it has learned since stay its own in the ledger; what they taught is no longer in the mask. A task
+    that was out of service is in service again, and what waited for it is decided.
+
+    Raises TaskUnknown, MaskUnknown, TaskConflict (it is retired, or at this version), MaskCorrupt, StoreError.
+    """
+    engine = _engine(worker, task_id)
+    with worker.database.write() as session:
+        if tasks.load_active(session, task_id).version == version:
+            raise TaskConflict(f"version {version} is the newest of task {task_id}")
+        task = persistence.load_task(session, task_id, engine.network, version)
+        _set_back(session, task, engine.network, _why_back(session, task_id, version), by)
+        mended = task_id in engine.out_of_service
+        if mended:
+            ledger.release_waiting(session, labelled=True)
+            ledger.release_waiting(session, labelled=False)
+    engine.learner.restore_task(task)
+    engine.serve(task)
+    log.info("task_rolled_back", task=task_id, to=version, version=task.version, by=by)
+    if mended:
+        worker.reconsider()
+        worker.notify()
+
+
+def _set_back(session: Session, task: TaskRecord, network: Network, reason: str, by: str | None) -> None:
+    """Stores a task with the bits of an earlier version as its new one; nobody has used it thereby."""
+    masks.append_mask(session, persistence.mask_row(task, network.architecture, None, reason, by))
+    tasks.update(session, task.task_id, persistence.task_fields(task), seen=False)
+    training_states.forget(session, task.task_id)
+
+
+def _why_back(session: Session, task_id: int, version: int) -> str:
+    """Whose training a return to this version leaves out, in words."""
+    undone = masks.list_undone(session, task_id, version)
+    if not undone:
+        return f"rolled back to version {version}"
+    rest = f" and {len(undone) - SHOWN_UNDONE} more" if len(undone) > SHOWN_UNDONE else ""
+    shown = ", ".join(map(str, undone[:SHOWN_UNDONE]))
+    return f"rolled back to version {version}: the training by batches {shown}{rest} is undone"
 
 
 def _engine(worker: Worker, task_id: int) -> Engine:
@@ -132,29 +178,14 @@ def _parts(session: Session, task_id: int, batch_id: int) -> tuple[list[BatchRow
     return moved, masks.load_mask(session, task_id, version)
 
 
-def _earlier(task: TaskRecord, mask: masks.MaskRow, batches: int, samples: int) -> TaskRecord:
-    """A task as it was at an earlier version, as its newest one, without the batches that it loses."""
-    return replace(
-        task,
-        version=task.version + 1,
-        mask=Mask(np.frombuffer(mask.packed, np.uint8)),
-        density=mask.density,
-        # Version 0.1 kept no record with a mask.
-        reference=task.reference if mask.reference is None else Reference.from_json(mask.reference),
-        batches=task.batches - batches,
-        samples=task.samples - samples,
-        state=None,
-    )
-
-
-def _store_new(session: Session, task: TaskRecord, batch_id: int, network: Network) -> TaskRecord:
+def _store_new(session: Session, task: TaskRecord, batch_id: int, network: Network, by: str | None) -> TaskRecord:
     """Stores `task` as a new one, whose mask was made by the same batch."""
     source, maker = task.task_id, masks.load_mask(session, task.task_id).batch_id
     task = replace(task, version=1, key=None)
     last_seen = tasks.load_task(session, source).last_seen_at
     task = replace(task, task_id=tasks.create(session, persistence.task_fields(task), last_seen))
     reason = Move("split", source, task.task_id, batch_id).reason
-    masks.append_mask(session, persistence.mask_row(task, network.architecture, maker, reason))
+    masks.append_mask(session, persistence.mask_row(task, network.architecture, maker, reason, by))
     if task.state is not None:
         training_states.save(session, task.task_id, task.version, task.state.to_bytes())
     return task
@@ -168,6 +199,8 @@ def _move(session: Session, rows: Iterable[BatchRow], move: Move) -> None:
         evidence |= taken.to_json() | {"batch_rows": row.samples}
         if move.batch is not None:
             evidence["batch"] = move.batch
+        if move.by is not None:
+            evidence["by"] = move.by
         ledger.reassign(session, row.id, move.target, move.reason)
         kind: Kind = "new" if row.decision == "new" else "known"
         decisions.record(session, row.id, decisions.Decision(kind, move.target, evidence, move.reason))

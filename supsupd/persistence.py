@@ -16,6 +16,7 @@ import structlog
 from safetensors import SafetensorError
 
 from storage import decisions, features, ledger, masks, networks, tasks, training_states
+from storage.masks import MaskCorrupt
 from storage.models import BatchRow, Kind, NetworkRow, TaskRow
 from supsupd.explain import why, why_set_back
 from supsupd.learning.bank import Key, Mask, MaskBank
@@ -106,10 +107,10 @@ def load_network(
     return network, normaliser, ClassList(tuple(row.classes), network.architecture.outputs)
 
 
-def load_tasks(session: Session, network: Network, bank: MaskBank) -> list[TaskRecord]:
+def load_tasks(session: Session, network: Network, bank: MaskBank) -> tuple[list[TaskRecord], dict[int, str]]:
     """All tasks in use, the one used last at the end; the masks of those in memory as far as the bank has room.
 
-    Raises MaskCorrupt.
+    Beside them, by id, what is wrong with those whose mask was read and is damaged.
     """
     nbytes = network.architecture.mask_bytes
     found = {
@@ -120,21 +121,46 @@ def load_tasks(session: Session, network: Network, bank: MaskBank) -> list[TaskR
         if state.task_id in found:
             known = found.pop(state.task_id)  # and to the end: it was used later
             found[state.task_id] = replace(known, state=_training_state(state.task_id, state.payload, network))
-    bank.warm([record.mask for record in found.values()])
-    return list(found.values())
+    damaged: dict[int, str] = {}
+    while True:
+        try:
+            bank.warm([record.mask for record in found.values()])
+        except MaskCorrupt as error:
+            damaged[error.task_id] = str(error)
+            del found[error.task_id]
+        else:
+            return list(found.values()), damaged
 
 
 def load_packed(session: Session, keys: Sequence[Key]) -> list[np.ndarray]:
-    """Packed masks by task id and version, in order. Raises MaskUnknown, MaskCorrupt."""
+    """Packed masks by task id and version, in order. Raises MaskCorrupt, also where one is missing."""
     parts = (keys[start : start + MASKS_READ] for start in range(0, len(keys), MASKS_READ))
     return [_packed(mask) for part in parts for mask in masks.load_masks(session, part)]
 
 
-def load_task(session: Session, task_id: int, network: Network) -> TaskRecord:
-    """One task, in use or not, with its newest mask. Raises TaskUnknown, MaskUnknown, MaskCorrupt."""
-    row = tasks.load_task(session, task_id)
-    payload = training_states.get_payload(session, task_id)
-    return _task_record(row, Mask(_packed(masks.load_mask(session, task_id))), payload, network)
+def load_task(session: Session, task_id: int, network: Network, version: int | None = None) -> TaskRecord:
+    """One task, in use or not, with its newest mask; or with an earlier one and its record, as its newest version.
+
+    Raises TaskUnknown, MaskUnknown, MaskCorrupt.
+    """
+    row, mask = tasks.load_task(session, task_id), masks.load_mask(session, task_id, version)
+    if version is None:
+        payload = training_states.get_payload(session, task_id)
+        return _task_record(row, Mask(_packed(mask)), payload, network)
+    return earlier(_task_record(row, Mask(_packed(mask)), None, network), mask)
+
+
+def earlier(task: TaskRecord, mask: masks.MaskRow) -> TaskRecord:
+    """A task as it was at an earlier version, as its newest one; it goes on from the bits."""
+    return replace(
+        task,
+        version=task.version + 1,
+        mask=Mask(_packed(mask)),
+        density=mask.density,
+        # Version 0.1 kept no record with a mask.
+        reference=task.reference if mask.reference is None else Reference.from_json(mask.reference),
+        state=None,
+    )
 
 
 def _packed(mask: masks.MaskRow) -> np.ndarray:
@@ -238,7 +264,11 @@ def _store_inputs(session: Session, change: Change) -> Change:
 
 
 def mask_row(
-    task: TaskRecord, architecture: Architecture, batch_id: int | None, reason: str | None = None
+    task: TaskRecord,
+    architecture: Architecture,
+    batch_id: int | None,
+    reason: str | None = None,
+    made_by: str | None = None,
 ) -> masks.MaskRow:
     """The task's mask as a version to store: bits and statistics apart, its record beside them."""
     packed, bit_bytes = task.packed.tobytes(), architecture.bit_bytes
@@ -251,6 +281,7 @@ def mask_row(
         statistics=packed[bit_bytes:] or None,
         reason=reason,
         reference=task.reference.to_json(),
+        made_by=made_by,
     )
 
 

@@ -7,33 +7,50 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from storage import decisions, ledger, masks, tasks
 from storage.db import Database, StoreError
+from storage.gaps import GapUnknown
 from storage.ledger import LedgerConflict
-from storage.masks import MaskCorrupt
+from storage.masks import MaskCorrupt, MaskUnknown
 from storage.models import TaskRow
+from storage.spool import SpoolCorrupt
 from streams.batch import BatchRejected
+from streams.formats import form_of_media_type, form_of_name, sniff
 from supsupd import __version__, attractors, operations
 from supsupd.choices import Method, Objective
 from supsupd.commands import CommandRefused
 from supsupd.config import Settings
-from supsupd.intake import Intake, QueueFull
+from supsupd.health import Health
+from supsupd.intake import Intake
 from supsupd.learning.inference import MethodUnavailable, ObjectiveUnavailable
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.predictor import Predictor
 from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskUnknown
+from supsupd.staging import KeyReused, QueueFull
 from supsupd.story import tell
-from supsupd.views import show_batch, show_decision, show_task, show_version
+from supsupd.views import (
+    show_batch,
+    show_damage,
+    show_decision,
+    show_gap,
+    show_origin,
+    show_rejected,
+    show_suspended,
+    show_task,
+    show_version,
+)
 from supsupd.worker import Worker
 
 if TYPE_CHECKING:
     from storage.db import Session
 
 SHOWN_DECISIONS = 100
+
+T = TypeVar("T")
 
 
 class Service:
@@ -44,13 +61,17 @@ class Service:
         database: the store.
         worker: whose predictor answers.
         intake: where batches are submitted to.
+        health: what keeps the daemon from working as it should.
     """
 
-    def __init__(self, settings: Settings, database: Database, worker: Worker, intake: Intake) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, worker: Worker, intake: Intake, health: Health | None = None
+    ) -> None:
         self._settings = settings
         self._database = database
         self._worker = worker
         self._intake = intake
+        self._health = health or Health()
         self._started = time.monotonic()
         self.draining = False
 
@@ -66,9 +87,28 @@ class Service:
         method: Method | None = None,
         objective: Objective | None = None,
     ) -> Prediction:
+        return self._answered(lambda predictor: self._predict(predictor, x, task, per_sample, method, objective))
+
+    def _answered(self, ask: Callable[[Predictor], T]) -> T:
+        """What the predictor says; where it comes upon a damaged mask, what it says without that. Raises NoModelYet."""
         predictor = self._worker.predictor
-        if predictor is None:
-            raise NoModelYet
+        while predictor is not None:
+            try:
+                return ask(predictor)
+            except MaskCorrupt as error:
+                predictor = self._worker.predictor_without(error, predictor)
+        raise NoModelYet
+
+    def _predict(
+        self,
+        predictor: Predictor,
+        x: np.ndarray,
+        task: int | str | None,
+        per_sample: bool,
+        method: Method | None,
+        objective: Objective | None,
+    ) -> Prediction:
+        """What `predict` gives, from this snapshot. Raises MaskCorrupt too."""
         place = None if task is None else self._place(predictor, task)
         if not predictor.tasks:
             raise self._nothing_to_predict_with()
@@ -106,11 +146,20 @@ class Service:
             row = _resolve(session, task)
         if row.retired_at is not None:
             raise EngineError(f"task {row.id} is retired", 404)
+        if (problem := self._damaged().get(row.id)) is not None:
+            raise EngineError(f"mask_corrupt: {problem}", 503)
         if (place := predictor.place_of(row.id)) is None:  # found this moment
             raise TaskUnknown(task)
         return place
 
+    def _damaged(self) -> dict[int, str]:
+        """What is wrong with the tasks that are out of service, by id."""
+        engine = self._worker.engine
+        return {} if engine is None else dict(engine.out_of_service)
+
     def _nothing_to_predict_with(self) -> NoModelYet:
+        if damaged := self._damaged():
+            return NoModelYet(f"mask_corrupt: {next(iter(damaged.values()))}")
         with self._database.read() as session:
             retired = tasks.count_retired(session)
         return NoModelYet("every task is retired") if retired else NoModelYet()
@@ -127,9 +176,7 @@ class Service:
 
     def status(self) -> dict[str, Any]:
         # In this order: what a pass has staged is counted, and what a counted batch sets off is waited for.
-        sources = [
-            {"name": p.source.name, "passes": p.passes, "pending": p.source.pending()} for p in self._intake.progress
-        ]
+        sources = self.sources()
         with self._database.read() as session:
             counts = ledger.count_by_state(session)
         busy, predictor = self._worker.busy, self._worker.predictor
@@ -149,9 +196,14 @@ class Service:
             "batches": counts,
             "learned_batches": self._worker.learned,
             "sources": sources,
+            "problems": self._problems(counts["suspended"]),
             "queue": queue,
             "settled": not (queue or busy) and all(source["passes"] and not source["pending"] for source in sources),
         }
+
+    def _problems(self, suspended: int) -> list[dict[str, Any]]:
+        found = self._health.show() + [show_damage(*damaged) for damaged in self._damaged().items()]
+        return found + ([show_suspended(suspended)] if suspended else [])
 
     def _network(self) -> dict[str, Any] | None:
         predictor = self._worker.predictor
@@ -169,7 +221,9 @@ class Service:
 
     def tasks(self, retired: bool = False) -> list[dict[str, Any]]:
         with self._database.read() as session:
-            return [show_task(row) for row in tasks.list_tasks(session, retired)]
+            rows = tasks.list_tasks(session, retired)
+        damaged = self._damaged()
+        return [show_task(row, damaged.get(row.id)) for row in rows]
 
     def task(self, reference: int | str) -> dict[str, Any]:
         with self._database.read() as session:
@@ -177,7 +231,7 @@ class Service:
             merged = tasks.list_merged(session, row.id)
             shown = decisions.list_for_task(session, [row.id, *(other.id for other in merged)], SHOWN_DECISIONS)
             batches = {d.batch_id: ledger.load_batch(session, d.batch_id) for d in shown}
-            return show_task(row) | {
+            return show_task(row, self._damaged().get(row.id)) | {
                 "merged": [show_task(other) for other in merged],
                 "decisions": [show_decision(d, batches[d.batch_id]) for d in shown],
             }
@@ -188,26 +242,38 @@ class Service:
             tasks.rename(session, row.id, name)
             return show_task(row)
 
-    def retire(self, reference: int | str) -> dict[str, Any]:
-        return self._operate(reference, operations.retire)
+    def history(self, reference: int | str) -> list[dict[str, Any]]:
+        with self._database.read() as session:
+            origins = masks.list_history(session, _resolve(session, reference, follow=False).id)
+        predictor = self._worker.predictor
+        served = {task.task_id: task.version for task in predictor.tasks} if predictor is not None else {}
+        return [show_origin(origin, served.get(origin.task_id) == origin.version) for origin in origins]
 
-    def reopen(self, reference: int | str) -> dict[str, Any]:
-        return self._operate(reference, operations.reopen)
+    def retire(self, reference: int | str, by: str | None = None) -> dict[str, Any]:
+        return self._operate(reference, operations.retire, by=by)
 
-    def merge(self, reference: int | str, other: int | str) -> dict[str, Any]:
+    def reopen(self, reference: int | str, by: str | None = None) -> dict[str, Any]:
+        return self._operate(reference, operations.reopen, by=by)
+
+    def merge(self, reference: int | str, other: int | str, by: str | None = None) -> dict[str, Any]:
         with self._database.read() as session:
             other_id = _resolve(session, other, follow=False).id
-        return self._operate(reference, operations.merge, other_id)
+        return self._operate(reference, operations.merge, other_id, by=by)
 
-    def split(self, reference: int | str, batch_id: int) -> dict[str, Any]:
-        return self._operate(reference, operations.split, batch_id)
+    def split(self, reference: int | str, batch_id: int, by: str | None = None) -> dict[str, Any]:
+        return self._operate(reference, operations.split, batch_id, by=by)
 
-    def _operate(self, reference: int | str, operation: Callable[..., int | None], *given: int) -> dict[str, Any]:
+    def rollback(self, reference: int | str, version: int, by: str | None = None) -> dict[str, Any]:
+        return self._operate(reference, operations.rollback, version, by=by)
+
+    def _operate(
+        self, reference: int | str, operation: Callable[..., int | None], *given: int, by: str | None
+    ) -> dict[str, Any]:
         """Runs an operation on a task in the learning thread; the task that it gives, or was about, afterwards."""
         with self._database.read() as session:
             task_id = _resolve(session, reference, follow=False).id
         with _translated():
-            made = self._worker.call(partial(operation, self._worker, task_id, *given))
+            made = self._worker.call(partial(operation, self._worker, task_id, *given, by=by))
         with self._database.read() as session:
             return show_task(tasks.load_task(session, made or task_id))
 
@@ -225,26 +291,64 @@ class Service:
 
     def batches(self, state: str | None, limit: int | None) -> list[dict[str, Any]]:
         with self._database.read() as session:
-            return [show_batch(row) for row in ledger.list_batches(session, state, limit)]
+            states = () if state is None else (state,)
+            return [show_batch(row) for row in ledger.list_batches(session, *states, limit=limit)]
 
-    def submit(self, name: str, payload: bytes) -> dict[str, Any]:
+    def batch(self, reference: int | str) -> dict[str, Any]:
+        with _translated(), self._database.read() as session:
+            return show_batch(ledger.find_batch(session, reference))
+
+    def rejected(self, limit: int | None) -> list[dict[str, Any]]:
+        with self._database.read() as session:
+            return [show_rejected(row) for row in ledger.list_batches(session, *ledger.REJECTED, limit=limit)]
+
+    def retry(self, batch_id: int) -> dict[str, Any]:
+        try:
+            with _translated():
+                new = self._intake.staging.retry(batch_id)
+        except BatchRejected as rejection:
+            raise BatchRefused(str(rejection), 409) from None
+        self._worker.notify()
+        return self.batch(new)
+
+    def drop(self, batch_id: int) -> dict[str, Any]:
+        with _translated():
+            self._intake.staging.drop(batch_id)
+        return self.batch(batch_id)
+
+    def sources(self) -> list[dict[str, Any]]:
+        problems = {problem["who"]: problem["text"] for problem in self._health.show()}
+        return [
+            {"name": name, "passes": p.passes, "pending": p.source.pending(), "problem": problems.get(name)}
+            for p in self._intake.progress
+            for name in [p.source.name]
+        ]
+
+    def accept_gap(self, source: str) -> dict[str, Any]:
+        with _translated():
+            return show_gap(self._intake.accept_gap(source))
+
+    def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None) -> dict[str, Any]:
         if self.draining:
             raise BatchRefused("shutting down", 503)
         if name.startswith("/") or ".." in name.split("/"):
             raise BadInput(f"bad_request: name {name!r} is not a relative path without '..'")
+        form = form_of_media_type(media_type or "") or form_of_name(name) or sniff(payload) or "npz"
         try:
-            staged, sha256 = self._intake.submit(name, payload)
+            with _translated():
+                staged, sha256 = self._intake.staging.submit(name, form, payload, key)
         except BatchRejected as rejection:
             raise BatchRefused(str(rejection)) from None
-        except QueueFull as full:
-            raise BatchRefused(str(full), 503) from None
-        return {"batch": staged.id, "state": "duplicate" if staged.duplicate else "staged", "sha256": sha256}
+        except KeyReused as reused:
+            raise BatchRefused(str(reused), 409) from None
+        except (QueueFull, OSError) as error:
+            raise BatchRefused(str(error), 503) from None
+        self._worker.notify()
+        state = "duplicate" if staged.duplicate else self.batch(staged.id)["state"]
+        return {"batch": staged.first or staged.id, "state": state, "sha256": sha256}
 
     def reservoir(self) -> dict[str, Any]:
-        predictor = self._worker.predictor
-        if predictor is None:
-            raise NoModelYet
-        return attractors.describe(predictor)
+        return self._answered(attractors.describe)
 
     def scan(self) -> dict[str, Any]:
         return {"pass": self._intake.request_scan()}
@@ -261,13 +365,15 @@ def _translated() -> Iterator[None]:
     """What the store and the learning thread refuse, in the socket's words."""
     try:
         yield
-    except tasks.TaskUnknown as error:
+    except (tasks.TaskUnknown, MaskUnknown) as error:
         raise EngineError(str(error), 404) from None
     except tasks.NameInvalid as error:
         raise BadInput(str(error)) from None
-    except (tasks.NameTaken, tasks.TaskAmbiguous, tasks.TaskConflict, LedgerConflict) as error:
+    except (tasks.NameTaken, tasks.TaskAmbiguous, tasks.TaskConflict, LedgerConflict, SpoolCorrupt) as error:
         raise EngineError(str(error), 409) from None
-    except (CommandRefused, StoreError) as error:
+    except (ledger.BatchUnknown, GapUnknown) as error:
+        raise EngineError(str(error), 404) from None
+    except (CommandRefused, StoreError, OSError) as error:
         raise EngineError(str(error), 503) from None
     except MaskCorrupt as error:
-        raise EngineError(str(error), 500) from None
+        raise EngineError(f"mask_corrupt: {error}", 503) from None

@@ -99,10 +99,14 @@ class MaskBank:
         return mask
 
     def warm(self, masks: Sequence[Mask]) -> None:
-        """Reads as many of these stored masks, all of one size, as there is room for, the last ones of them."""
+        """Reads as many of these stored masks, all of one size, as there is room for, the last ones of them.
+
+        What is in memory is not read again: after a failure it goes on where it was.
+        """
         room = min(len(masks), self.limit // masks[0].nbytes) if masks else 0
-        for start in range(len(masks) - room, len(masks), READ_MASKS):
-            part = masks[start : start + READ_MASKS]
+        wanted = [mask for mask in masks[len(masks) - room :] if mask.hot is None]
+        for start in range(0, len(wanted), READ_MASKS):
+            part = wanted[start : start + READ_MASKS]
             keys = [mask.key for mask in part if mask.key is not None]
             for mask, key, packed in zip(part, keys, self._fetch(keys), strict=True):
                 mask.hot = packed

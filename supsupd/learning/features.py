@@ -102,9 +102,10 @@ class FeatureModel:
         The classes of a task count alike, whatever their number.
         """
         features = torch.from_numpy(self.features(x))
+        discriminants = self._discriminants if self.products is not None else {}
         found = np.full((len(tasks), len(x)), np.inf, np.float32)
         for place, task in enumerate(tasks):
-            weights, offsets = self._discriminants.get(task, (None, None))
+            weights, offsets = discriminants.get(task, (None, None))
             if weights is not None and offsets is not None and len(offsets):
                 densities = features @ weights.T + offsets - float(np.log(len(offsets)))
                 found[place] = -torch.logsumexp(densities, dim=1).numpy()

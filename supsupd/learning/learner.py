@@ -19,7 +19,6 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.nn import functional
 
-from supsupd.config import LearningSettings
 from supsupd.learning.foreign import foreign_copies
 from supsupd.learning.gpu_kernels import fused_rmsprop
 from supsupd.learning.network import Network
@@ -32,6 +31,7 @@ from supsupd.learning.supermask import (
     select,
 )
 from supsupd.learning.transforms import Transforms
+from supsupd.sections import LearningSettings
 
 STEP_KEY = "steps"
 GROUPS = ("scores", "average", "first_moments", "second_moments", "statistics")

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from supsupd.config import ReservoirSettings
 from supsupd.learning.inference import entropy
 from supsupd.learning.network import Network
+from supsupd.sections import ReservoirSettings
 
 CAPACITY_PER_UNIT = 0.138
 """Masks that a matrix holds for each unit before recall breaks down (Amit, Gutfreund and Sompolinsky 1985)."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from supsupd.config import ReservoirSettings
 from supsupd.learning.bodies import BATCH_EPSILON
+from supsupd.sections import ReservoirSettings
 
 NUDGE = 1e-6
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from supsupd.config import RecognitionSettings
 from supsupd.learning.continual import ContinualLearner
 from supsupd.learning.given import GivenLearner
 from supsupd.learning.paper_rule import PaperLearner
 from supsupd.learning.tasks import TaskLearner
+from supsupd.sections import RecognitionSettings
 
 
 def pick_learner(recognition: RecognitionSettings) -> type[TaskLearner]:

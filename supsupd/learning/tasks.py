@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from supsupd.config import LearningSettings, RecognitionSettings
 from supsupd.learning.bank import Mask
 from supsupd.learning.guard import Guard
 from supsupd.learning.inference import MaskScores, Scorer
@@ -20,6 +19,7 @@ from supsupd.learning.reservoir import Reservoir, pattern_hash
 from supsupd.learning.transfer import Earlier
 from supsupd.learning.transforms import Transforms
 from supsupd.learning.workshop import Workshop, of_first
+from supsupd.sections import LearningSettings, RecognitionSettings
 
 SHOWN_CANDIDATES = 5
 
@@ -114,6 +114,10 @@ class TaskLearner(ABC):
         """Neither recognises nor trains a task any more."""
         self.tasks.pop(task_id, None)
         self._guards.pop(task_id, None)
+
+    def forget_guard(self, task_id: int) -> bool:
+        """Watches a task anew from its next batch on; whether it was watched."""
+        return self._guards.pop(task_id, None) is not None
 
     def restore_provisional(self, provisional: Provisional) -> None:
         self.nursery.restore(provisional)

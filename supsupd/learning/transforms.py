@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from supsupd.config import ImageTransforms
+from supsupd.sections import ImageTransforms
 
 
 class ShapeMismatch(ValueError):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from supsupd.config import RecognitionSettings
 from supsupd.learning.bank import Mask, Masks
 from supsupd.learning.inference import MaskScores, Scorer
 from supsupd.learning.learner import Learner, Samples, derive_seed
 from supsupd.learning.records import Member
+from supsupd.sections import RecognitionSettings
 
 
 @dataclass(frozen=True)

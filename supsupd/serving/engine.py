@@ -8,7 +8,18 @@ import numpy as np
 from supsupd.choices import Method, Objective
 
 MODEL_NAME = "supsup"
-BATCH_STATES = ("staged", "training", "unsure", "scored", "committed", "duplicate", "quarantined")
+BATCH_STATES = (
+    "staged",
+    "training",
+    "unsure",
+    "scored",
+    "committed",
+    "duplicate",
+    "quarantined",
+    "suspended",
+    "retried",
+    "dropped",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +117,26 @@ class Engine(Protocol):
     def rename(self, reference: int | str, name: str) -> dict[str, Any]:
         """The renamed task. Raises TaskUnknown, BadInput, and EngineError 409 for a name that is taken."""
 
-    def retire(self, reference: int | str) -> dict[str, Any]:
-        """The task, no longer in use. This and the next three raise TaskUnknown, EngineError 409 where it makes no
-        sense, and 503 where the learning thread does not come to it; then nothing is changed."""
+    def history(self, reference: int | str) -> list[dict[str, Any]]:
+        """Every version of the task's mask, oldest first: when, by whom and why it was made, and whether it is served.
+        Raises TaskUnknown."""
 
-    def reopen(self, reference: int | str) -> dict[str, Any]:
+    def retire(self, reference: int | str, by: str | None = None) -> dict[str, Any]:
+        """The task, no longer in use. This and the next four raise TaskUnknown, EngineError 409 where it makes no
+        sense, and 503 where the learning thread does not come to it; then nothing is changed. `by`: who asks."""
+
+    def reopen(self, reference: int | str, by: str | None = None) -> dict[str, Any]:
         """The task, in use again."""
 
-    def merge(self, reference: int | str, other: int | str) -> dict[str, Any]:
+    def merge(self, reference: int | str, other: int | str, by: str | None = None) -> dict[str, Any]:
         """The task that answers for both."""
 
-    def split(self, reference: int | str, batch_id: int) -> dict[str, Any]:
+    def split(self, reference: int | str, batch_id: int, by: str | None = None) -> dict[str, Any]:
         """The new task, of the batches from `batch_id` on."""
+
+    def rollback(self, reference: int | str, version: int, by: str | None = None) -> dict[str, Any]:
+        """The task, with the bits and the record of an earlier version as its newest. EngineError 404 where there is
+        no such version."""
 
     def why(self, batch_id: int) -> dict[str, Any]:
         """{"batch", "decisions", "versions", "words"}: what was decided about a batch and why. EngineError 404."""
@@ -125,9 +144,27 @@ class Engine(Protocol):
     def batches(self, state: str | None, limit: int | None) -> list[dict[str, Any]]:
         """The ledger's rows, of one of BATCH_STATES only if asked."""
 
-    def submit(self, name: str, payload: bytes) -> dict[str, Any]:
-        """{"batch": id, "state": ..., "sha256": ...}, once the bytes of an .npz file are durable.
-        Raises BatchRefused."""
+    def batch(self, reference: int | str) -> dict[str, Any]:
+        """One row of the ledger: by its id, or the first one of this SHA-256. EngineError 404."""
+
+    def rejected(self, limit: int | None) -> list[dict[str, Any]]:
+        """The rejected batches that nobody has dealt with, oldest first."""
+
+    def retry(self, batch_id: int) -> dict[str, Any]:
+        """The row that a rejected batch is sent in again as. EngineError 404, 409; BatchRefused if it is still none."""
+
+    def drop(self, batch_id: int) -> dict[str, Any]:
+        """The row of a rejected batch whose bytes are given up. EngineError 404, 409."""
+
+    def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None) -> dict[str, Any]:
+        """{"batch": id, "state": ..., "sha256": ...}, once the bytes are durable: the batch that it is, or was when the
+        same bytes, or the same idempotency `key`, came before. Raises BatchRefused."""
+
+    def sources(self) -> list[dict[str, Any]]:
+        """What batches come from, with what keeps it from working."""
+
+    def accept_gap(self, source: str) -> dict[str, Any]:
+        """The gap of this source, whose loss is accepted now: it goes on. EngineError 404."""
 
     def reservoir(self) -> dict[str, Any]:
         """{"enabled": False}, or what the Hopfield reservoir holds, its bytes against those of raw bits, and how many

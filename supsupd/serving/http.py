@@ -1,6 +1,7 @@
 """The socket's HTTP: each route reads, asks the engine in a worker thread, and answers JSON."""
 
 import json
+import re
 from typing import Any
 
 import anyio
@@ -14,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import supsupd
-from supsupd.config import ServingSettings
+from supsupd.sections import ServingSettings
 from supsupd.serving import protocol
 from supsupd.serving.engine import (
     BATCH_STATES,
@@ -25,10 +26,12 @@ from supsupd.serving.engine import (
     NoModelYet,
     TaskUnknown,
 )
+from supsupd.serving.peer import peer_of
 
 MAX_NAME = 255
 LIGHT_BYTES = 1 << 16
 """A body that is decoded in well under a millisecond."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_REFERENCE = 300  # the longest key, with its prefix
 
 
@@ -129,11 +132,19 @@ class _Native:
             Route(task + "/reopen", self.reopen, methods=["POST"]),
             Route(task + "/merge", self.merge, methods=["POST"]),
             Route(task + "/split", self.split, methods=["POST"]),
+            Route(task + "/rollback", self.rollback, methods=["POST"]),
+            Route(task + "/history", self.history),
             Route(task, self.task),
             Route(task, self.rename, methods=["PATCH"]),
             Route("/v1/batches", self.batches),
             Route("/v1/batches", self.submit, methods=["POST"]),
+            Route("/v1/batches/{batch}", self.batch),
             Route("/v1/batches/{batch}/why", self.why),
+            Route("/v1/batches/{batch}/retry", self.retry, methods=["POST"]),
+            Route("/v1/batches/{batch}/drop", self.drop, methods=["POST"]),
+            Route("/v1/rejected", self.rejected),
+            Route("/v1/sources", self.sources),
+            Route("/v1/sources/{source}/accept", self.accept_gap, methods=["POST"]),
             Route("/v1/reservoir", self.reservoir),
             Route("/v1/scan", self.scan, methods=["POST"]),
         ]
@@ -155,24 +166,52 @@ class _Native:
         return JsonAnswer(await run_in_threadpool(self.engine.rename, _reference(request), name))
 
     async def retire(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.retire, _reference(request)))
+        return JsonAnswer(await run_in_threadpool(self.engine.retire, _reference(request), peer_of(request.scope)))
 
     async def reopen(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.reopen, _reference(request)))
+        return JsonAnswer(await run_in_threadpool(self.engine.reopen, _reference(request), peer_of(request.scope)))
 
     async def merge(self, request: Request) -> Response:
         other = await self._value(request, "other", int, str)
-        return JsonAnswer(await run_in_threadpool(self.engine.merge, _reference(request), other))
+        by = peer_of(request.scope)
+        return JsonAnswer(await run_in_threadpool(self.engine.merge, _reference(request), other, by))
 
     async def split(self, request: Request) -> Response:
         batch = await self._value(request, "from", int)
-        return JsonAnswer(await run_in_threadpool(self.engine.split, _reference(request), batch))
+        by = peer_of(request.scope)
+        return JsonAnswer(await run_in_threadpool(self.engine.split, _reference(request), batch, by))
+
+    async def rollback(self, request: Request) -> Response:
+        version = await self._value(request, "to", int)
+        by = peer_of(request.scope)
+        return JsonAnswer(await run_in_threadpool(self.engine.rollback, _reference(request), version, by))
+
+    async def history(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.history, _reference(request)))
 
     async def why(self, request: Request) -> Response:
-        batch = request.path_params["batch"]
-        if not _is_number(batch):
-            raise HTTPException(404, f"there is no batch {batch[:40]}")
-        return JsonAnswer(await run_in_threadpool(self.engine.why, int(batch)))
+        return JsonAnswer(await run_in_threadpool(self.engine.why, _batch_id(request)))
+
+    async def batch(self, request: Request) -> Response:
+        text = request.path_params["batch"]
+        reference = text if _SHA256.fullmatch(text) else _batch_id(request)
+        return JsonAnswer(await run_in_threadpool(self.engine.batch, reference))
+
+    async def retry(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.retry, _batch_id(request)), status_code=202)
+
+    async def drop(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.drop, _batch_id(request)))
+
+    async def rejected(self, request: Request) -> Response:
+        limit = _limit(_query(request, "limit"))
+        return JsonAnswer(await run_in_threadpool(self.engine.rejected, limit))
+
+    async def sources(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.sources))
+
+    async def accept_gap(self, request: Request) -> Response:
+        return JsonAnswer(await run_in_threadpool(self.engine.accept_gap, request.path_params["source"]))
 
     async def _value(self, request: Request, key: str, *kinds: type) -> Any:
         """The one value of a body {key: value}."""
@@ -185,20 +224,22 @@ class _Native:
 
     async def batches(self, request: Request) -> Response:
         query = _query(request, "state", "limit")
-        state, limit = query.get("state"), query.get("limit")
+        state, limit = query.get("state"), _limit(query)
         if state is not None and state not in BATCH_STATES:
             raise BadInput("bad_request: state must be one of " + ", ".join(BATCH_STATES))
-        if limit is not None and (not _is_number(limit) or int(limit) < 1):
-            raise BadInput("bad_request: limit must be an integer of 1 or more")
-        count = None if limit is None else int(limit)
-        return JsonAnswer(await run_in_threadpool(self.engine.batches, state, count))
+        return JsonAnswer(await run_in_threadpool(self.engine.batches, state, limit))
 
     async def submit(self, request: Request) -> Response:
         name = _query(request, "name").get("name", "")
         if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
             raise BadInput(f"bad_request: expected ?name= with 1 to {MAX_NAME} printable characters")
+        key = request.headers.get("idempotency-key")
+        if key is not None and not (1 <= len(key) <= MAX_NAME and key.isprintable()):
+            raise BadInput(f"bad_request: expected an Idempotency-Key of 1 to {MAX_NAME} printable characters")
+        media_type = request.headers.get("content-type")
         payload = await _read_body(request, self.settings)
-        return JsonAnswer(await run_in_threadpool(self.engine.submit, name, payload), status_code=202)
+        staged = await run_in_threadpool(self.engine.submit, name, payload, media_type, key)
+        return JsonAnswer(staged, status_code=202)
 
     async def reservoir(self, request: Request) -> Response:
         return JsonAnswer(await run_in_threadpool(self.engine.reservoir))
@@ -259,6 +300,20 @@ def _model_name(request: Request) -> dict[str, str]:
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 18  # fits in 64 bits
+
+
+def _batch_id(request: Request) -> int:
+    text: str = request.path_params["batch"]
+    if not _is_number(text):
+        raise HTTPException(404, f"there is no batch {text[:40]}")
+    return int(text)
+
+
+def _limit(query: dict[str, str]) -> int | None:
+    limit = query.get("limit")
+    if limit is not None and (not _is_number(limit) or int(limit) < 1):
+        raise BadInput("bad_request: limit must be an integer of 1 or more")
+    return None if limit is None else int(limit)
 
 
 def _reference(request: Request) -> str:

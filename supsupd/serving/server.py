@@ -1,5 +1,6 @@
 """Listening: a Unix socket that is ours alone, and uvicorn in a thread of its own."""
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from supsupd.paths import MAX_SOCKET_PATH
+from supsupd.serving.peer import UID, uid_of
 
 log = structlog.get_logger("supsupd.serving")
 BACKLOG = 128
@@ -94,7 +96,11 @@ def _listen(path: Path, mode: int) -> socket.socket:
 
 
 class _Http(H11Protocol):
-    """What is not HTTP at all gets the same kind of error as everything else."""
+    """What is not HTTP at all gets the same kind of error as everything else; every request carries its peer's uid."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, UID: uid_of(transport)}
 
     def send_400_response(self, msg: str) -> None:
         body = json.dumps({"error": f"bad_request: {msg}"}).encode()

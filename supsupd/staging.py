@@ -1,0 +1,285 @@
+"""How a batch becomes ours: a look into its bytes, the bytes made durable, then its row in one transaction.
+
+Items are taken in groups: one round of fsync for all their bytes, one transaction for all rows, sightings and cursors.
+A crash before the transaction leaves only stray files in the spool, and the source is asked again; after it the batches
+are ours, and a delivery that comes again is known by its identity or its content.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from storage import cursors, ledger
+from storage.db import Database, StoreError
+from storage.failpoints import hit
+from storage.ledger import LedgerConflict
+from storage.packing import sha256 as hash_of
+from storage.spool import Spool
+from streams.batch import Arrival, BatchRejected, Refusal, digest_of
+from streams.decoder import Decoder
+from streams.tasks import TaskRule, told_task
+from supsupd.health import Health
+from supsupd.sections import IntakeSettings
+
+if TYPE_CHECKING:
+    from storage.db import Session
+
+SOCKET_SOURCE = "socket"
+
+log = structlog.get_logger("supsupd.intake")
+
+
+class QueueFull(Exception):
+    """As many batches as are allowed wait to be learned, or the disk has no room."""
+
+
+class KeyReused(Exception):
+    """The same idempotency key came with other bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many batches may come in now; `disk`: why none may, if it is the disk."""
+
+    batches: int
+    disk: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An item that was looked into: what the ledger will say of it. `is_cut`: it may yet get its rest."""
+
+    item: Arrival | Refusal
+    entry: ledger.Entry | ledger.Rejected
+    is_cut: bool = False
+
+
+class Staging:
+    """Makes batches durable, from whatever source they come. For any thread.
+
+    Args:
+        database, spool: the store.
+        settings: sizes, and what counts as the same batch.
+        decoder: looks into the bytes.
+        tasks: which batches must say what task they belong to.
+        health: ends the daemon where the socket's batches meet a failed disk; those of sources are `Intake`'s to judge.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        spool: Spool,
+        settings: IntakeSettings,
+        decoder: Decoder,
+        tasks: TaskRule = "ignored",
+        health: Health | None = None,
+    ) -> None:
+        self.database = database
+        self._spool = spool
+        self._settings = settings
+        self._decoder = decoder
+        self._tasks = tasks
+        self._health = health or Health()
+
+    def room(self) -> Room:
+        """Raises StoreError, OSError."""
+        system = os.statvfs(self._spool.root)
+        free, least = system.f_bavail * system.f_frsize, self._settings.min_free_bytes
+        if free < least:
+            return Room(0, f"{free} bytes are free on the disk of the state; intake goes on from {least}")
+        with self.database.read() as session:
+            count, size = ledger.waiting(session)
+        return Room(self._settings.max_queue - count if size < self._settings.max_spool_bytes else 0)
+
+    def look_into(self, item: Arrival | Refusal) -> Taken:
+        """Decodes it once, so that what the ledger accepts can be read."""
+        if isinstance(item, Refusal):
+            return Taken(item, ledger.Rejected(item.source, item.name, item.code, item.reason))
+        try:
+            return Taken(item, self._entry(item))
+        except BatchRejected as rejection:
+            kept = (item.sha256, len(item.payload), item.form)
+            rejected = ledger.Rejected(item.source, item.name, rejection.code, str(rejection), *kept)
+            return Taken(item, rejected, is_cut=rejection.code == "truncated" and item.may_grow)
+
+    def _entry(self, item: Arrival) -> ledger.Entry:
+        """Raises BatchRejected."""
+        summary = self._decoder.inspect(item.payload, item.form)
+        task = told_task(summary.task, summary.labelled, item.name, self._tasks)
+        return ledger.Entry(
+            source=item.source,
+            name=item.name,
+            sha256=item.sha256,
+            size=len(item.payload),
+            samples=summary.samples,
+            labelled=summary.labelled,
+            given_task=task,
+            dedupe_key=self._dedupe_key(item, task if summary.task is None else None),
+            form=item.form,
+        )
+
+    def _dedupe_key(self, item: Arrival, folder: str | None) -> str:
+        """By content: the bytes, and the task where the folder says it. By identity: the delivery too."""
+        parts = [item.sha256]
+        if folder is not None:
+            parts.append(f"task {folder}")
+        if self._settings.dedupe == "identity":
+            parts += ["delivery", item.source, item.identity or f"{item.key} {item.position}"]
+        return item.sha256 if len(parts) == 1 else hash_of("\0".join(parts).encode())
+
+    def make_durable(self, group: Sequence[Taken]) -> list[ledger.Staged]:
+        """What became of each item of one source, in order: a delivery that is known already is the batch that it was.
+
+        Raises StoreError, OSError: then nothing is promised, and all may be given again.
+        """
+        with self._spool.guard:
+            with self.database.read() as session:
+                wanted = _new_payloads(session, group)
+            self._spool.store(wanted)
+            hit("stage.begun")
+            with self.database.write() as session:
+                staged = _record(session, group)
+                hit("stage.commit")
+        hit("stage.committed")
+        for taken, became in zip(group, staged, strict=True):
+            _log(taken, became)
+        return staged
+
+    def submit(self, name: str, form: str, payload: bytes, key: str | None = None) -> tuple[ledger.Staged, str]:
+        """Stages a batch that came over the socket; its SHA-256 too. `key`: the same key again is the same batch.
+
+        A batch that is refused leaves nothing behind: whoever sent it is told, and has its bytes.
+        Raises BatchRejected, QueueFull, KeyReused.
+        """
+        room = self.room()
+        if room.batches <= 0:
+            raise QueueFull(room.disk or "as many batches are waiting as may; try again later")
+        identity = None if key is None else f"key {key}"
+        taken = self.look_into(Arrival(SOCKET_SOURCE, name, form, digest_of(payload), payload, "", "", identity))
+        if isinstance(taken.entry, ledger.Rejected):
+            raise BatchRejected(taken.entry.code, taken.entry.reason.removeprefix(f"{taken.entry.code}: "))
+        with self._judged():
+            (staged,) = self.make_durable([taken])
+        if staged.known:
+            with self.database.read() as session:
+                first = ledger.load_batch(session, staged.id)
+            if first.sha256 != taken.entry.sha256:
+                raise KeyReused(f"batch {first.id} came with this idempotency key and other bytes")
+        return staged, taken.entry.sha256
+
+    # -- rejected batches --------------------------------------------------------------------------------------------
+
+    def retry(self, batch_id: int) -> int:
+        """Sends a rejected batch in again, and returns its new id: its bytes are looked into as if they came today.
+
+        Raises BatchUnknown, LedgerConflict, BatchRejected (it is still none), SpoolCorrupt, StoreError.
+        """
+        with self._spool.guard:
+            with self.database.read() as session:
+                row = ledger.load_batch(session, batch_id)
+            if row.state not in ledger.REJECTED:
+                raise LedgerConflict(f"batch {batch_id} is {row.state}: only a rejected batch can be retried")
+            if row.sha256 is None:
+                raise LedgerConflict(f"batch {batch_id} was refused unread: there are no bytes of it to retry")
+            form, payload = "npz" if row.form is None else row.form, self._spool.load(row.sha256)
+            entry = self._entry(
+                Arrival(row.source, row.name, form, row.sha256, payload, "", "", identity=f"retry {batch_id}")
+            )
+            with self._judged(), self.database.write() as session:
+                new = ledger.retry(session, batch_id, entry)
+                hit("retry.commit")
+        log.info("batch_retried", batch=new, retry_of=batch_id)
+        return new
+
+    def drop(self, batch_id: int) -> None:
+        """Gives a rejected batch up: its bytes go, its row stays. Raises BatchUnknown, LedgerConflict, StoreError."""
+        with self._judged(), self.database.write() as session:
+            row = ledger.drop(session, batch_id)
+            hit("drop.commit")
+        if row.sha256 is not None:
+            discard(self.database, self._spool, [row.sha256])
+        log.info("batch_dropped", batch=batch_id)
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Says so where only a new start can tell what is durable."""
+        try:
+            yield
+        except (StoreError, OSError) as error:
+            self._health.judge(SOCKET_SOURCE, error)
+            raise
+
+
+def discard(database: Database, spool: Spool, hashes: Iterable[str]) -> None:
+    """Removes payloads that no batch needs any more. Raises StoreError, OSError."""
+    with spool.guard:
+        with database.read() as session:
+            unneeded = [sha256 for sha256 in hashes if not ledger.is_needed(session, sha256)]
+        for sha256 in unneeded:
+            spool.remove(sha256)
+
+
+def _new_payloads(session: Session, group: Sequence[Taken]) -> dict[str, bytes]:
+    """The bytes that are not ours yet, and wanted, by their hashes."""
+    known = _known(session, group)
+    new = [taken for taken, before in zip(group, known, strict=True) if before is None]
+    seen = ledger.find_contents(session, {t.entry.key for t in new if isinstance(t.entry, ledger.Entry)})
+    return {
+        taken.item.sha256: taken.item.payload
+        for taken in new
+        if isinstance(taken.item, Arrival) and (isinstance(taken.entry, ledger.Rejected) or taken.entry.key not in seen)
+    }
+
+
+def _known(session: Session, group: Sequence[Taken]) -> list[int | None]:
+    """The batch that each delivery is already: one comes again where its source could not be told."""
+    items = [taken.item for taken in group]
+    source = items[0].source
+    sighted = ledger.find_sightings(session, source, {item.identity for item in items if item.identity is not None})
+    by_cursor = {item.key for item in items if item.identity is None and item.key}
+    positions = cursors.find_positions(session, source, by_cursor)
+    known: list[int | None] = []
+    for item in items:
+        if item.identity is not None:
+            known.append(sighted.get(item.identity))
+        elif item.key and positions.get(item.key) == item.position:
+            known.append(ledger.newest_named(session, source, item.name))
+        else:
+            known.append(None)
+    return known
+
+
+def _record(session: Session, group: Sequence[Taken]) -> list[ledger.Staged]:
+    """A row for each new delivery, what it is called, and how far the source is read."""
+    known = _known(session, group)
+    first: dict[object, int] = {}  # a delivery may come twice in one group
+    for number, (taken, before) in enumerate(zip(group, known, strict=True)):
+        if before is None:
+            first.setdefault(taken.item.identity or number, number)
+    new = list(first.values())
+    rows = dict(zip(new, ledger.take(session, [group[number].entry for number in new]), strict=True))
+    source = group[0].item.source
+    ledger.sight(session, source, {i: rows[n].id for n in new if (i := group[n].item.identity) is not None})
+    cursors.advance_all(session, source, {group[n].item.key: group[n].item.position for n in new if group[n].item.key})
+    return [
+        ledger.Staged(before, duplicate=False, known=True)
+        if before is not None
+        else rows.get(number) or replace(rows[first[taken.item.identity]], known=True)
+        for number, (taken, before) in enumerate(zip(group, known, strict=True))
+    ]
+
+
+def _log(taken: Taken, staged: ledger.Staged) -> None:
+    name, source = taken.item.name, taken.item.source
+    if staged.known:
+        log.debug("delivered_again", batch=staged.id, source=source, name=name)
+    elif isinstance(taken.entry, ledger.Rejected):
+        log.warning("batch_rejected", batch=staged.id, source=source, name=name, reason=taken.entry.reason)
+    else:
+        log.info("batch_staged", batch=staged.id, name=name, duplicate=staged.duplicate)
