@@ -3,6 +3,8 @@
 import os
 
 import pytest
+from folders import open_source, watched  # noqa: F401 - fixtures for all
+from stores import store_target  # noqa: F401 - a fixture for all
 
 from supsupd.learning.device import use_threads
 

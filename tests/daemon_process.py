@@ -169,8 +169,11 @@ def mask_hashes(state: Path):
     return dict(found)
 
 
-def what_was_learned(state):
-    """All that must be the same however often the daemon died; numbers of provisional tasks are not."""
+def what_was_learned(state, ask=ask):
+    """All that must be the same however often the daemon died; numbers of provisional tasks are not.
+
+    ask: gives the rows of a query, of another store than the state's own file.
+    """
     return {
         "ledger": ask(state, "SELECT id, name, sha256, state, task_id, decision FROM batch ORDER BY id"),
         "masks": ask(state, "SELECT task_id, version, batch_id, sha256 FROM mask_version ORDER BY task_id, version"),

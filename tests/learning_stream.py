@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from supsupd.config import LearningSettings, RecognitionSettings
 from supsupd.learning.inference import Scorer
 from supsupd.learning.learner import Samples
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.normalise import Normaliser
 from supsupd.learning.records import LabelledBatch
 from supsupd.learning.rules import pick_learner
+from supsupd.sections import LearningSettings, RecognitionSettings
 
 
 def small_network(inputs=64, hidden=(100,), outputs=100, seed=0):

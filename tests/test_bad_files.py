@@ -3,8 +3,10 @@
 import io
 import os
 import struct
+import tarfile
 import time
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -67,22 +69,22 @@ def good_after(daemon, name):
     return f"{name}/good"
 
 
-def check(daemon, name, reason):
-    """The file NAME/bad.npz is refused for `reason`, and a good one beside it is learned."""
+def check(daemon, name, reason, file="bad.npz"):
+    """The file NAME/FILE is refused for `reason`, and a good one beside it is learned."""
     good = good_after(daemon, name)
     before = tree_of(daemon.watch)
     daemon.wait()
     rows = {row["name"]: row for row in daemon.listing("batches", "list")}
-    assert rows[f"{name}/bad.npz"]["state"] == "quarantined"
-    assert rows[f"{name}/bad.npz"]["reason"].startswith(reason)
-    assert "\n" not in rows[f"{name}/bad.npz"]["reason"]
+    assert rows[f"{name}/{file}"]["state"] == "quarantined"
+    assert rows[f"{name}/{file}"]["reason"].startswith(reason)
+    assert "\n" not in rows[f"{name}/{file}"]["reason"]
     assert rows[f"{good}.npz"]["state"] == "committed"
     assert tree_of(daemon.watch) == before
 
 
-def place(daemon, name):
-    path = daemon.watch / name / "bad.npz"
-    path.parent.mkdir()
+def place(daemon, name, file="bad.npz"):
+    path = daemon.watch / name / file
+    path.parent.mkdir(parents=True)
     return path
 
 
@@ -91,6 +93,53 @@ def test_a_bad_file_gets_its_reason_and_the_next_is_learned(daemon, name):
     payload, reason = BAD_BYTES[name]
     place(daemon, name).write_bytes(payload)
     check(daemon, name, reason)
+
+
+def npy(array):
+    target = io.BytesIO()
+    np.save(target, array, allow_pickle=True)
+    return target.getvalue()
+
+
+def tar_of_a_link():
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        link = tarfile.TarInfo("1.npy")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/shadow"
+        archive.addfile(link)
+    return target.getvalue()
+
+
+OTHER_FORMATS = {
+    "objects": ("bad.npy", npy(np.array([[{}]])), "forbidden_pickle: x"),
+    "cut-array": ("bad.npy", npy(ROWS)[:3000], "truncated: x: expected 4096 bytes after the header, got 2872"),
+    "junk-after": ("bad.npy", npy(ROWS) + b"junk", "trailing_bytes: x: 4 bytes"),
+    "words": ("bad.csv", b"a,b\n1,two\n", "bad_dtype: line 2, column 'b': 'two', expected a number"),
+    "not-a-number": ("bad.json", b'{"x": [[NaN]]}', "non_finite: NaN"),
+    "deep": (
+        "bad.jsonl",
+        b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
+        "bad_format: line 1: nested too deeply",
+    ),
+    "link-in-a-tar": ("bad.tar", tar_of_a_link(), "not_regular: 1.npy: symlink"),
+    "no-table": ("bad.parquet", b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1", "bad_format: damaged Parquet"),
+    "no-stream": ("bad.arrow", b"ARROW1\0\0" + bytes(100) + b"ARROW1", "bad_format: damaged Arrow"),
+    "unknown": ("bad.xyz", b"?", "unsupported_format: "),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_a_bad_file_of_another_format_gets_its_reason(daemon, name):
+    file, payload, reason = OTHER_FORMATS[name]
+    place(daemon, name, file).write_bytes(payload)
+    check(daemon, name, reason, file)
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(daemon):
+    header = b"IHDR" + struct.pack(">2L5B", 65_500, 65_500, 8, 0, 0, 0, 0)
+    chunks = struct.pack(">L", 13) + header + struct.pack(">L", zlib.crc32(header)) + b"\0\0\0\0IEND\xaeB`\x82"
+    place(daemon, "bomb", "images/a/1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    check(daemon, "bomb", "image_too_large: a/1.png", "images")
 
 
 def test_a_symlink_is_not_followed(daemon, tmp_path):

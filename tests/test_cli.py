@@ -75,6 +75,8 @@ def test_a_wrong_setting_is_told_without_waiting_for_torch():
         ["tasks", "reopen", "1"],
         ["tasks", "merge", "1", "2"],
         ["tasks", "split", "1", "--from", "3"],
+        ["tasks", "history", "1"],
+        ["tasks", "rollback", "1", "--to", "3"],
         ["tasks", "why", "1"],
         ["batches", "list"],
         ["wait", "--timeout", "1"],
@@ -119,6 +121,8 @@ def test_json_is_one_array_of_objects(served, rows):
     assert array("tasks", "reopen", "task-1")[0]["retired"] is None
     assert array("tasks", "merge", 2, 1)[0]["task"] == 2
     assert array("tasks", "split", 2, "--from", 4)[0]["name"] == "from-4"
+    assert array("tasks", "rollback", 1, "--to", 3)[0]["version"] == 4
+    assert array("tasks", "history", 1)[0]["sha256"] == "0" * 64
     assert array("tasks", "why", 1)[0]["words"]
     assert array("batches", "list") == []
     predicted = array("predict", rows, "--per-sample")
@@ -157,10 +161,14 @@ def test_what_an_operator_does_is_told_in_one_line(served, engine):
         (["reopen", 1], "task 1 is in use again\n"),
         (["merge", 1, "task-2"], "task 1 answers for task-2 too: 7 batches\n"),
         (["split", 1, "--from", 17], "task 3 has 7 batches from 17 on\n"),
+        (["rollback", "task-1", "--to", 5], "task 1 is as it was at version 5, in version 6\n"),
         (["why", 1], "batch 1: \\x1b[2J\n1. known\n"),
     ):
         result = run("supsup-cli", "--socket", served, "tasks", *command)
         assert (result.returncode, result.stdout) == (0, told)
+    heading, row = run("supsup-cli", "--socket", served, "tasks", "history", 1).stdout.splitlines()
+    assert heading.split()[:3] == ["version", "created", "made_by"]
+    assert row.split() == ["1", "-", "daemon", "-", "-", "-", "0" * 12, "yes", "\\x1b[2J"]
     listed = run("supsup-cli", "--socket", served, "tasks", "list", "--all").stdout
     assert "merged_into" in listed.splitlines()[0]
 
@@ -169,6 +177,7 @@ def test_the_daemons_no_is_one_line_and_exit_code_1(served, engine):
     for command, reason in (
         (["tasks", "show", 9], "there is no task 9"),
         (["tasks", "split", "nobody", "--from", 1], "there is no task nobody"),
+        (["tasks", "rollback", 9, "--to", 1], "there is no task 9"),
         (["tasks", "why", 9], "there is no batch 9"),
         (["tasks", "rename", 1, "task-2"], "the name task-2 is taken"),
         (["batches", "list", "--state", "lost"], "state must be one of staged, training"),
@@ -254,28 +263,3 @@ def test_a_bad_config_is_a_line_for_each_problem_and_exit_code_78(command, tmp_p
     lines = result.stderr.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [[str(file), "learning.lr"], [str(file), "colour"]]
     assert not (tmp_path / "s").exists()
-
-
-def test_the_database_is_upgraded_and_checked(tmp_path):
-    state = tmp_path / "state"
-    missing = run("supsupd", "db", "check", "--state", state)
-    assert missing.returncode == 66
-    assert "there is no database at" in one_line(missing)
-    assert not state.exists()
-    assert run("supsupd", "db", "upgrade", "--state", state).stdout == "upgraded: 0001, 0002, 0003, 0004\n"
-    assert run("supsupd", "db", "upgrade", SUPSUPD_STATE=str(state)).stdout == "already up to date\n"
-    assert run("supsupd", "db", "check", "--state", state).stdout == "ok\n"
-    (state / "supsup.db").write_bytes(b"not a database" * 1000)
-    broken = run("supsupd", "db", "check", "--state", state)
-    assert broken.returncode == 65
-    assert broken.stderr
-    assert "Traceback" not in broken.stderr
-
-
-def test_the_database_in_use_is_not_upgraded(tmp_path):
-    from storage.lock import StateLock
-
-    with StateLock.acquire(tmp_path):
-        result = run("supsupd", "db", "upgrade", "--state", tmp_path)
-    assert result.returncode == 1
-    assert "is used by another supsupd" in one_line(result)

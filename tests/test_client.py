@@ -64,6 +64,13 @@ def test_every_native_route_has_its_method(client, engine):
     assert client.reopen(1)["retired"] is None
     assert client.merge("digits", 2)["task"] == 1
     assert client.split(1, 5)["name"] == "from-5"
+    assert client.submit("c", b"more", "application/x-npz", "key")["batch"] == client.batch(2)["batch"]
+    assert client.rejected() == []
+    assert client.drop(2)["state"] == "dropped"
+    with pytest.raises(DaemonError, match="only a rejected batch"):
+        client.retry(1)
+    assert client.sources()[0]["name"] == "w"
+    assert client.accept_gap("line-3")["source"] == "line-3"
     assert client.why(1)["words"]
 
 

@@ -69,7 +69,7 @@ def test_paths_become_absolute_and_know_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     settings = load_settings({"watch": ["in"], "state": "~/state", "socket": "s.sock"})
     assert [str(settings.watch[0]), str(settings.socket)] == [f"{tmp_path}/in", f"{tmp_path}/s.sock"]
-    assert str(settings.database) == "/home/somebody/state/supsup.db"
+    assert str(settings.store) == "/home/somebody/state/supsup.db"
 
 
 @pytest.mark.parametrize(("said", "meant"), [("H", "entropy"), ("G", "g"), ("g", "g"), ("max-logit", "max-logit")])
@@ -103,7 +103,7 @@ def test_loading_creates_nothing(tmp_path, watched):
 
 
 BAD_FILES = [
-    ("colour = 1", "colour: given 1; expected one of the keys bank, device, intake"),
+    ("colour = 1", "colour: given 1; expected one of the keys bank, columns, database, device, intake"),
     ("[learning]\nlrr = 1", "learning.lrr: given 1; expected one of the keys active_tasks"),
     ("[learning]\nlr = 0", "learning.lr: given 0; expected greater than 0"),
     ("[learning]\nlr = nan", "learning.lr: given nan; expected"),
@@ -168,7 +168,8 @@ def test_a_watched_folder_must_exist_and_there_must_be_one(tmp_path):
     (tmp_path / "file").touch()
     lines = problems({"watch": [tmp_path / "none", tmp_path / "file"]})
     assert [line.startswith("command line: --watch: given ") for line in lines] == [True, True]
-    assert problems({}) == ["defaults: watch: given []; expected at least one folder to watch"]
+    (line,) = problems({})
+    assert line == "defaults: watch: given []; expected at least one folder to watch, unless stdin or sources are set"
 
 
 @pytest.mark.parametrize("key", ["state", "socket", "predictions"])

@@ -8,11 +8,11 @@ from digits import draw
 from learning_stream import Stream
 from scipy.stats import norm
 
-from supsupd.config import RecognitionSettings
 from supsupd.learning.guard import WINDOW_BATCHES, Guard
 from supsupd.learning.records import LabelledBatch, Member, TaskRecord
 from supsupd.learning.reference import Reference
 from supsupd.learning.statistics import gamma_quantile, gamma_score, log_normal_cdf, log_shift_wealth
+from supsupd.sections import RecognitionSettings
 
 FALSE_ALARM = 1e-3
 

@@ -127,6 +127,30 @@ def test_the_native_routes_reach_the_engine(served, engine):
     assert ask(served, "POST", "/v1/scan").json() == {"pass": 1}
 
 
+def test_rejected_batches_and_gaps_reach_the_engine(served, engine):
+    engine.ledger.append({"batch": 1, "name": "a.npz", "sha256": "a" * 64, "state": "quarantined"})
+    assert [row["batch"] for row in ask(served, url="/v1/rejected?limit=5").json()] == [1]
+    assert ask(served, url="/v1/batches/1").json() == ask(served, url=f"/v1/batches/{'a' * 64}").json()
+    retried = ask(served, "POST", "/v1/batches/1/retry")
+    assert (retried.status_code, retried.json()["batch"]) == (202, 2)
+    assert ask(served, "POST", "/v1/batches/1/retry").status_code == 409
+    assert ask(served, "POST", "/v1/batches/2/drop").json()["state"] == "dropped"
+    assert ask(served, url="/v1/sources").json()[0]["name"] == "w"
+    assert ask(served, "POST", "/v1/sources/line-3/accept").json()["position"] == "7"
+    assert ask(served, "POST", "/v1/sources/line-4/accept").status_code == 404
+
+
+def test_the_same_idempotency_key_is_the_same_batch(served, engine):
+    headers = {"Idempotency-Key": "k-1"}
+    answers = [
+        ask(served, "POST", "/v1/batches", params={"name": "a"}, content=b"bytes", headers=headers) for _ in range(2)
+    ]
+    assert answers[0].json() == answers[1].json()
+    assert len(engine.ledger) == 1
+    too_long = ask(served, "POST", "/v1/batches?name=a", content=b"b", headers={"Idempotency-Key": "k" * 256})
+    assert too_long.status_code == 400
+
+
 def test_the_operators_routes_reach_the_engine(served, engine):
     def post(url, **body):
         return ask(served, "POST", f"/v1/tasks/{url}", **({"json": body} if body else {})).json()

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from streams.batch import BatchRejected
-from streams.formats import Limits, decode
-from streams.images import encode_folder
+from streams.formats import Limits, decode, pack_images
 
 
 def image_bytes(pixels, format="PNG", mode=None, **options):
@@ -33,27 +32,20 @@ def colour(*value, height=4, width=6):
     return np.full((height, width, 3), value, np.uint8)
 
 
-def encode_files(files, limits=None):
+def decode_files(files, limits=None):
     """`files` maps "<class>/<image>" to bytes; nothing is on the disk."""
-    paths = {f"/watched/batch/{name}": data for name, data in files.items()}
-    return encode_folder("/watched/batch", list(paths), paths.__getitem__, limits or Limits())
+    return decode(pack_images(files.items()), limits or Limits(), form="images")
 
 
 def rejection(files, limits=None):
     with pytest.raises(BatchRejected) as caught:
-        encode_files(files, limits)
+        decode_files(files, limits)
     return caught.value
 
 
 def test_grey_images_are_n_height_width_with_their_folders_as_labels():
-    batch = decode(
-        encode_files(
-            {
-                "b/10.png": image_bytes(grey(3)),
-                "b/9.png": image_bytes(grey(2)),
-                "a/x.PNG": image_bytes(grey(1)),
-            }
-        )
+    batch = decode_files(
+        {"b/10.png": image_bytes(grey(3)), "b/9.png": image_bytes(grey(2)), "a/x.PNG": image_bytes(grey(1))}
     )
     assert batch.x.shape == (3, 4, 6)
     assert batch.x.dtype == np.uint8
@@ -62,7 +54,7 @@ def test_grey_images_are_n_height_width_with_their_folders_as_labels():
 
 
 def test_one_colour_image_makes_the_batch_rgb():
-    batch = decode(encode_files({"a/1.png": image_bytes(grey(7)), "b/1.png": image_bytes(colour(1, 2, 3))}))
+    batch = decode_files({"a/1.png": image_bytes(grey(7)), "b/1.png": image_bytes(colour(1, 2, 3))})
     assert batch.x.shape == (2, 4, 6, 3)
     assert batch.x[:, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3]]
 
@@ -70,9 +62,9 @@ def test_one_colour_image_makes_the_batch_rgb():
 def test_jpegs_are_read_as_pillow_reads_them():
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     data = image_bytes(pixels, "JPEG")
-    batch = decode(encode_files({"a/1.jpeg": data, "a/2.jpg": data}))
+    batch = decode_files({"a/1.jpeg": data, "a/2.jpg": data})
     np.testing.assert_array_equal(batch.x[0], np.asarray(Image.open(io.BytesIO(data))))
-    assert decode(encode_files({"a/1.jpg": image_bytes(grey(9), "JPEG")})).x.shape == (1, 4, 6)
+    assert decode_files({"a/1.jpg": image_bytes(grey(9), "JPEG")}).x.shape == (1, 4, 6)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +79,7 @@ def test_jpegs_are_read_as_pillow_reads_them():
     ids=["bilevel", "grey with alpha", "16 bits", "palette", "alpha"],
 )
 def test_every_png_mode_is_grey_or_rgb_in_8_bits(data, pixel):
-    x = decode(encode_files({"a/1.png": data})).x
+    x = decode_files({"a/1.png": data}).x
     assert x.shape == ((1, 4, 6) if isinstance(pixel, int) else (1, 4, 6, 3))
     assert pixel is None or x[0, 0, 0].tolist() == pixel
 
@@ -96,12 +88,12 @@ def test_equal_folders_give_equal_bytes_in_any_order():
     files = {f"{c}/{i}.png": image_bytes(grey(10 * i)) for c in "abc" for i in range(4)}
     shuffled = list(files.items())
     random.Random(0).shuffle(shuffled)
-    assert encode_files(files) == encode_files(dict(shuffled))
+    assert pack_images(files.items()) == pack_images(shuffled)
 
 
 def test_a_class_name_that_is_no_text_becomes_a_printable_label():
     label = os.fsdecode(b"caf\xe9")
-    assert decode(encode_files({f"{label}/1.png": image_bytes(grey(1))})).y.tolist() == ["caf\\udce9"]
+    assert decode_files({f"{label}/1.png": image_bytes(grey(1))}).y.tolist() == ["caf\\udce9"]
 
 
 PNG = image_bytes(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
@@ -185,11 +177,11 @@ def test_any_damage_to_an_image_gives_a_batch_or_a_rejection(data, damage, cut):
         start = at % len(damaged)
         damaged[start : start + len(replacement)] = replacement
     try:
-        decode(encode_files({"a/1.png": bytes(damaged[: max(1, len(damaged) - cut % 50)])}))
+        decode_files({"a/1.png": bytes(damaged[: max(1, len(damaged) - cut % 50)])})
     except BatchRejected as error:
         assert error.code in {"truncated", "image_rejected", "image_too_large"}
 
 
-def test_streams_import_no_torch():
-    code = "import sys, streams.directory; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
+def test_formats_import_neither_torch_nor_pyarrow():
+    code = "import sys, streams.decode_worker; sys.exit(bool({'torch', 'torchvision', 'pyarrow'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0

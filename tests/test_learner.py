@@ -6,9 +6,9 @@ import torch
 from digits import draw, held_out
 from learning_stream import samples_of, small_network
 
-from supsupd.config import LearningSettings
 from supsupd.learning.learner import Learner, TrainingState, derive_seed
 from supsupd.learning.supermask import scores_from_mask, select
+from supsupd.sections import LearningSettings
 
 
 def learner(**settings):

@@ -1,14 +1,14 @@
 """Coded masks in the store: read in bulk as one by one, and never given out damaged."""
 
-import sqlite3
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from stores import tampering
 
 from storage import codec, db, masks, packing, tasks
-from storage.db import Database
-from storage.masks import MaskCorrupt, MaskRow, MaskUnknown
+from storage.db import Database, verify
+from storage.masks import MaskCorrupt, MaskRow
 from storage.tasks import TaskFields
 
 DENSITIES = {"gaps": 0.03, "zstd": 0.2, None: 0.5}
@@ -16,10 +16,9 @@ FIELDS = TaskFields(version=1, batches=1, samples=128, density=0.5, bytes=13, re
 
 
 @pytest.fixture
-def path(tmp_path):
-    path = tmp_path / "supsup.db"
-    db.upgrade(path)
-    return path
+def path(store_target):
+    db.upgrade(store_target)
+    return store_target
 
 
 @pytest.fixture
@@ -51,14 +50,14 @@ def fill(store):
 
 
 def column(path, name):
-    with sqlite3.connect(path) as connection:
-        found = connection.execute(f"SELECT task_id, version, {name} FROM mask_version").fetchall()
+    with tampering(path) as run:
+        found = run(f"SELECT task_id, version, {name} FROM mask_version").all()
     return {(task_id, version): value for task_id, version, value in found}
 
 
 def set_bits(path, bits):
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("UPDATE mask_version SET bits = ?", (bits,)).rowcount == 1
+    with tampering(path) as run:
+        assert run("UPDATE mask_version SET bits = :bits", bits=bits).rowcount == 1
 
 
 def without_record(row):
@@ -71,7 +70,7 @@ def test_every_coding_comes_back_as_it_was_stored(path, store):
     with store.read() as session:
         for place, row in made.items():
             assert masks.load_mask(session, *place) == row
-    assert db.check(path) == []
+    assert verify(path) == []
 
 
 def test_the_hash_and_the_density_are_those_of_the_mask_whatever_its_coding(path, store):
@@ -82,9 +81,11 @@ def test_the_hash_and_the_density_are_those_of_the_mask_whatever_its_coding(path
 
 def test_masks_stored_as_they_were_before_the_codec_are_read_beside_coded_ones(path, store):
     made = fill(store)
-    with sqlite3.connect(path) as connection:
-        raw = [(row.bits, *place) for place, row in made.items() if place[0] != 2]
-        connection.executemany("UPDATE mask_version SET bits = ?, coding = NULL WHERE task_id = ? AND version = ?", raw)
+    change = "UPDATE mask_version SET bits = :bits, coding = NULL WHERE task_id = :task AND version = :version"
+    with tampering(path) as run:
+        for (task_id, version), row in made.items():
+            if task_id != 2:
+                run(change, bits=row.bits, task=task_id, version=version)
     with store.read() as session:
         assert masks.load_masks(session, list(made)) == [without_record(row) for row in made.values()]
 
@@ -105,7 +106,7 @@ def test_one_missing_version_among_many_says_so(store, missing):
     fill(store)
     with (
         store.read() as session,
-        pytest.raises(MaskUnknown, match=r"^task {} has no mask version {}$".format(*missing)),
+        pytest.raises(MaskCorrupt, match=r"^mask of task {}, version {}: it is missing$".format(*missing)),
     ):
         masks.load_masks(session, [(1, 1), missing])
 
@@ -145,7 +146,7 @@ def test_a_damaged_coded_mask_is_found_in_one_line_and_never_given_out(path, sto
         for read in READERS.values():
             with pytest.raises(MaskCorrupt, match=r"^mask of task 1, version 1: .+$"):
                 read(session)
-    assert [line.partition(":")[0] for line in db.check(path)] == ["mask of task 1, version 1"]
+    assert [line.partition(":")[0] for line in verify(path)] == ["mask of task 1, version 1"]
 
 
 @pytest.mark.parametrize("coding", ["gaps", "zstd"])

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,17 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 import storage
-from storage import db, masks, packing, schema, tasks
-from storage.db import Database, SchemaMismatch
+from storage import backup, copying, db, masks, packing, schema, tasks
+from storage.backends import backend_of
+from storage.db import Database, SchemaMismatch, verify
 from storage.models import Base
 
-ALL = ["0001", "0002", "0003", "0004"]
+ALL = ["0001", "0002", "0003", "0004", "0005"]
 NEXT = """
 import os, signal
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0005", "0004"
+revision, down_revision = "0006", "0005"
 def upgrade():
     op.create_table("half", sa.Column("id", sa.Integer(), primary_key=True))
     op.add_column("task", sa.Column("half", sa.Integer()))
@@ -33,7 +35,9 @@ UPGRADE = """
 import sys
 from pathlib import Path
 from storage import db
-db.upgrade(Path(sys.argv[1]), sys.argv[2])
+target, location, *state = sys.argv[1:]
+state = Path(state[0]) if state else None
+db.upgrade(target if "://" in target else Path(target), location, state=state)
 """
 
 
@@ -46,7 +50,7 @@ def next_migration(tmp_path, end):
     """A copy of our migrations with one more, which ends with the statement `end`."""
     location = tmp_path / "migrations"
     shutil.copytree(Path(storage.__file__).parent / "migrations", location)
-    (location / "versions" / "0005_next.py").write_text(NEXT.format(end=end))
+    (location / "versions" / "0006_next.py").write_text(NEXT.format(end=end))
     return location
 
 
@@ -106,7 +110,7 @@ def test_upgrade_says_what_it_applied_and_then_nothing(path):
     before = path.read_bytes()
     assert db.upgrade(path) == []
     assert path.read_bytes() == before
-    assert db.check(path) == []
+    assert verify(path) == []
 
 
 def test_downgrade_leaves_no_table(path):
@@ -149,7 +153,8 @@ def test_the_second_migration_keeps_every_row_and_can_be_taken_back(path):
     for name, found in rows(path).items():
         kept = stored.get(name, [])
         assert [{key: row[key] for key in old} for row, old in zip(found, kept, strict=True)] == kept
-        assert all(row[key] is None for row, old in zip(found, kept, strict=True) for key in row.keys() - old.keys())
+        added = [{key: row[key] for key in row.keys() - old.keys()} for row, old in zip(found, kept, strict=True)]
+        assert all(value == {"crashes": 0}.get(key) for row in added for key, value in row.items())
     with sqlite3.connect(path) as connection:
         # Weights counted honestly: 11 of 16 bits. The first schema takes all 16 for weights.
         connection.execute("UPDATE mask_version SET nbits = 11, density = 6.0 / 11")
@@ -179,7 +184,7 @@ def test_coded_masks_are_raw_bits_again_after_going_back_and_stay_so(path):
     assert [row["bits"] for row in rows(path)["mask_version"]] == wanted
     db.upgrade(path)
     assert [(row["bits"], row["coding"]) for row in rows(path)["mask_version"]] == [(bits, None) for bits in wanted]
-    assert db.check(path) == []
+    assert verify(path) == []
 
 
 def test_a_damaged_mask_keeps_its_schema(path):
@@ -230,7 +235,7 @@ def test_a_newer_schema_is_refused(path, refuses):
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(SchemaMismatch, match="9999 is newer"):
         refuses(path)
-    assert "newer" in db.check(path)[0]
+    assert "newer" in verify(path)[0]
 
 
 def test_an_older_schema_is_not_opened(path):
@@ -238,13 +243,13 @@ def test_an_older_schema_is_not_opened(path):
     path.touch()
     with pytest.raises(SchemaMismatch, match="db upgrade"):
         Database.open(path)
-    assert db.check(path) == [f"revision {n} is not applied: run `supsupd db upgrade`" for n in ALL]
+    assert verify(path) == [f"revision {n} is not applied: run `supsupd db upgrade`" for n in ALL]
 
 
 def test_a_missing_database_is_not_made_by_opening_it(path):
     with pytest.raises(SchemaMismatch, match="does not exist"):
         Database.open(path)
-    assert db.check(path) == [f"{path} does not exist"]
+    assert verify(path) == [f"{path} does not exist"]
     assert not path.exists()
 
 
@@ -257,7 +262,7 @@ def test_an_exception_in_a_migration_leaves_the_old_schema(tmp_path, path, start
         db.upgrade(path, str(next_migration(tmp_path, "1 / 0")))
     assert tables(path) == before
     assert db.upgrade(path) == ([] if before else ALL)
-    assert db.check(path) == []
+    assert verify(path) == []
 
 
 def test_a_kill_in_a_migration_leaves_the_old_schema(tmp_path, path):
@@ -267,14 +272,14 @@ def test_a_kill_in_a_migration_leaves_the_old_schema(tmp_path, path):
     killed = subprocess.run([sys.executable, "-c", UPGRADE, path, location], timeout=60)
     assert killed.returncode == -9
     assert tables(path) == before
-    assert db.check(path) == []
+    assert verify(path) == []
 
 
 def test_a_migration_that_ends_is_applied(tmp_path, path):
     location = str(next_migration(tmp_path, "pass"))
-    assert db.upgrade(path, location) == [*ALL, "0005"]
+    assert db.upgrade(path, location) == [*ALL, "0006"]
     assert "half" in tables(path)
-    with pytest.raises(SchemaMismatch, match="0005 is newer"):
+    with pytest.raises(SchemaMismatch, match="0006 is newer"):
         Database.open(path)
 
 
@@ -283,7 +288,7 @@ def test_a_migration_that_orphans_a_row_is_not_applied(tmp_path, path):
     orphan = "op.execute(\"INSERT INTO training_state VALUES (7, 1, 1, x'', '2026-01-01')\")"
     with pytest.raises(SchemaMismatch, match="foreign keys"):
         db.upgrade(path, str(next_migration(tmp_path, orphan)))
-    assert db.check(path) == []
+    assert verify(path) == []
 
 
 @pytest.mark.parametrize(
@@ -299,7 +304,7 @@ def test_check_tells_what_differs_from_the_models(path, change, problem):
     db.upgrade(path)
     with sqlite3.connect(path) as connection:
         connection.execute(change)
-    assert any(problem in found for found in db.check(path))
+    assert any(problem in found for found in verify(path))
 
 
 def test_the_command_line_of_developers_reaches_the_same_migrations(path):
@@ -308,4 +313,112 @@ def test_the_command_line_of_developers_reaches_the_same_migrations(path):
     for arguments in (["upgrade", "head"], ["check"]):
         done = subprocess.run([*alembic, *arguments], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-    assert db.check(path) == []
+    assert verify(path) == []
+
+
+# Golden databases: of every released schema, with a row of everything that it had.
+
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, 600, tzinfo=UTC)
+BITS = packing.pack(np.arange(40) % 3 == 0)
+GOLDEN = {
+    "network": [{"id": 1, "architecture": {"kind": "mlp"}, "seed": 2**62, "signs_sha256": "a" * 64,
+                 "normalisation": {"rule": "none"}, "normalisation_data": b"\0\1", "classes": ["dög"],
+                 "label_kind": "str", "config": {}, "created_at": MOMENT}],
+    "task": [{"id": number, "name": f"task-{number}", "version": 2, "batches": 5, "samples": 640, "accuracy": 0.1,
+              "entropy": None, "density": 0.5, "bytes": 13, "reference": {"e": [0.1, None]}, "statistics": b"\1",
+              "created_at": MOMENT, "last_seen_at": MOMENT, "inputs": b"\2",
+              "retired_at": MOMENT if number == 1 else None, "merged_into": 3 if number == 1 else None,
+              "key": f"k{number}"} for number in (1, 3)],
+    "batch": [{"id": number, "source": "folder", "name": "ä.npz", "sha256": "h" * 64, "dedupe_key": f"{number}" * 64,
+               "size": 9, "samples": 2, "labelled": True, "state": state, "task_id": 3, "provisional": None,
+               "decision": "known", "reason": "bad_labels: none", "attempts": 1, "created_at": MOMENT,
+               "updated_at": MOMENT, "given_task": "k", "form": "npz", "code": "bad_labels", "crashes": 2,
+               "retry_of": 7 if number == 8 else None}
+              for number, state in ((7, "committed"), (8, "quarantined"), (9, "unsure"))],
+    "mask_version": [{"task_id": 3, "version": 2, "batch_id": 7, "bits": BITS, "nbits": 8 * len(BITS),
+                      "sha256": packing.sha256(BITS), "density": packing.popcount(BITS) / (8 * len(BITS)),
+                      "created_at": MOMENT, "statistics": None, "reason": "why", "reference": {"e": 1},
+                      "coding": None, "made_by": "someone"}],
+    "decision": [{"id": 4, "batch_id": 7, "kind": "known", "task_id": 3, "evidence": {"p": 0.1},
+                  "created_at": MOMENT, "reason": "because"}],
+    "cursor": [{"source": "folder", "key": "ä", "position": "1"}],
+    "training_state": [{"task_id": 3, "version": 2, "turn": 1, "payload": b"\0", "updated_at": MOMENT}],
+    "reservoir": [{"layer": 0, "size": 2, "patterns": 1, "matrix": b"\0", "sha256": packing.sha256(b"\0"),
+                   "updated_at": MOMENT}],
+    "reservoir_pattern": [{"task_id": 3, "version": 2, "turn": 1}],
+    "feature_products": [{"id": 1, "products": b"\0", "sha256": packing.sha256(b"\0"), "updated_at": MOMENT}],
+    "sighting": [{"source": "nats", "identity": "1", "batch_id": 7}],
+    "gap": [{"id": 2, "source": "nats", "key": "k", "position": "9", "reason": "lost", "created_at": MOMENT,
+             "accepted_at": MOMENT}],
+}  # fmt: skip
+
+
+def make_golden(target, revision):
+    """A store of an old schema, with rows in every table, as a daemon of that time would have left it."""
+    migrate(target, command.upgrade, revision)
+    with db.migrating(target) as connection:
+        for table in copying.reflect(connection).sorted_tables:
+            for row in reversed(GOLDEN[table.name]) if table.name == "task" else GOLDEN[table.name]:
+                known = {key: value for key, value in row.items() if key in table.columns}
+                connection.execute(table.insert().values(known))
+
+
+def contents(target):
+    """The schema in words, and every row of every table."""
+    with backend_of(target).migrating() as connection:
+        tables = copying.reflect(connection).sorted_tables
+        return schema.describe(connection), {t.name: list(copying.iter_rows(connection, t)) for t in tables}
+
+
+@pytest.mark.parametrize("revision", ALL)
+def test_a_store_of_every_released_schema_keeps_its_rows(store_target, tmp_path, revision):
+    make_golden(store_target, revision)
+    _, before = contents(store_target)
+    assert db.upgrade(store_target, state=tmp_path) == ALL[ALL.index(revision) + 1 :]
+    _, after = contents(store_target)
+    for name, rows in before.items():
+        assert [{key: row[key] for key in old} for row, old in zip(after[name], rows, strict=True)] == rows
+    assert verify(store_target) == []
+    Database.open(store_target).close()
+
+
+@pytest.mark.parametrize("revision", ALL[:-1])
+def test_one_step_down_gives_back_what_was(store_target, tmp_path, revision):
+    make_golden(store_target, revision)
+    before = contents(store_target)
+    migrate(store_target, command.upgrade, ALL[ALL.index(revision) + 1])
+    assert contents(store_target) != before
+    db.downgrade(store_target, state=tmp_path)
+    assert contents(store_target) == before
+
+
+@pytest.mark.parametrize("revision", ALL[:-1])
+def test_a_backup_is_made_before_the_schema_changes_and_brings_it_back(store_target, tmp_path, revision):
+    make_golden(store_target, revision)
+    before = contents(store_target)
+    db.upgrade(store_target, state=tmp_path / "state")
+    (file,) = (tmp_path / "state" / "backup").iterdir()
+    assert file.name.startswith(f"{revision}-")
+    restored = tmp_path / "restored" / "supsup.db"
+    restored.parent.mkdir()
+    backup.restore_backup(file, backend_of(restored), restored.parent / "spool")
+    assert contents(restored)[1] == before[1]
+    assert db.upgrade(restored) == ALL[ALL.index(revision) + 1 :]
+    assert contents(restored)[1] == contents(store_target)[1]
+
+
+def test_an_empty_store_needs_no_backup(store_target, tmp_path):
+    db.upgrade(store_target, state=tmp_path / "state")
+    assert not (tmp_path / "state" / "backup").exists()
+    assert contents(store_target)[1] == {name: [] for name in Base.metadata.tables}
+
+
+def test_a_kill_in_any_migration_leaves_the_old_schema_and_all_rows(store_target, tmp_path):
+    make_golden(store_target, "0004")
+    before = contents(store_target)
+    location = next_migration(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    killed = subprocess.run([sys.executable, "-c", UPGRADE, store_target, location, tmp_path], timeout=60)
+    assert killed.returncode == -9
+    assert contents(store_target) == before
+    assert db.upgrade(store_target, state=tmp_path) == ["0005"]
+    assert verify(store_target) == []

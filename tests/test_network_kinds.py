@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from supsupd.config import LearningSettings
 from supsupd.learning.bodies import ModuleBody
 from supsupd.learning.learner import Learner, Samples, TrainingState
 from supsupd.learning.modules import UnsupportedNetwork, torchvision_model
 from supsupd.learning.network import Architecture, Network, NetworkMismatch
 from supsupd.learning.pretrained import Pretrained, PretrainedMismatch
+from supsupd.sections import LearningSettings
 
 IMAGE, OUTPUTS = (16, 16, 3), 12
 KINDS = [

@@ -2,92 +2,30 @@
 
 import shutil
 import threading
-from contextlib import contextmanager
 
 import pytest
 from daemon_process import DaemonProcess, ask, mask_hashes, what_was_learned
 from digits import draw, held_out
-from test_worker import FullDisk, learn_all, stage, worker_of
+from learned_state import LAST, STREAM, copy_of, learn_stream, running, settings_in, versions
+from test_worker import FullDisk
 
 from storage import ledger, masks, tasks
-from storage.db import Database, StoreError, check, upgrade
+from storage.db import StoreError, verify
+from storage.masks import MaskUnknown
 from supsupd import operations
 from supsupd.client import DaemonError
 from supsupd.commands import CommandQueue, CommandRefused
-from supsupd.config import NetworkSettings, Settings
-from supsupd.intake import Intake
-from supsupd.learning.device import use_threads
-from supsupd.service import Service
 from supsupd.serving.engine import EngineError
-
-STREAM = "AAABBBACCCABCABC"
-TASK = {"A": 1, "B": 2, "C": 3}
-LAST = {letter: STREAM.rindex(letter) + 1 for letter in TASK}  # ledger id of the newest batch
-
-
-def settings_in(root):
-    (root / "watch").mkdir(parents=True, exist_ok=True)
-    shape = NetworkSettings(hidden=[100])
-    return Settings(watch=[root / "watch"], state=root / "state", socket=root / "sock", network=shape)
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory):
-    """A folder whose state has learned STREAM."""
-    root = tmp_path_factory.mktemp("learned")
-    settings = settings_in(root)
-    upgrade(settings.database)
-    use_threads(1)
-    batches = [draw("ABC".index(letter), turn) for turn, letter in enumerate(STREAM)]
-    with worker_of(settings, batches=batches) as worker:
-        learn_all(worker)
-    found = ask(settings.state, "SELECT task_id FROM batch ORDER BY id")
-    assert [task for (task,) in found] == [TASK[letter] for letter in STREAM]
-    return root
+    return learn_stream(tmp_path_factory.mktemp("learned"))
 
 
 @pytest.fixture
 def settings(learned, tmp_path):
-    """Of a copy of `learned`."""
-    use_threads(1)
-    shutil.copytree(learned, tmp_path / "copy")
-    return settings_in(tmp_path / "copy")
-
-
-class Run:
-    """A worker that was loaded from the state, and the service in front of it."""
-
-    def __init__(self, worker, settings):
-        worker.load()
-        self.worker, self.state = worker, settings.state
-        intake = Intake(worker.database, worker.spool, settings.intake, worker.notify)
-        self.service = Service(settings, worker.database, worker, intake)
-
-    def answers(self, task, letter):
-        """Everything that a query hears about held-out rows under a given task's mask."""
-        told = self.service.predict(held_out("ABC".index(letter))[0], task, per_sample=True)
-        arrays = (told.probabilities, told.task, told.entropy, told.known)
-        return [told.labels, *(array.tobytes() for array in arrays)]
-
-    def inferred(self, letter):
-        return set(self.service.predict(held_out("ABC".index(letter))[0][:64], None, False).task.tolist())
-
-    def learn(self, letter, turn):
-        """The ledger row of one batch more."""
-        stage(settings_in(self.state.parent), self.worker.database, [draw("ABC".index(letter), turn)])
-        while self.worker.step():
-            pass
-        return ask(self.state, "SELECT id, state, task_id FROM batch ORDER BY id DESC LIMIT 1")[0]
-
-
-@contextmanager
-def running(settings, kind=Database):
-    with worker_of(settings, kind) as worker:
-        yield Run(worker, settings)
-
-
-def versions(settings, task):
-    return ask(settings.state, f"SELECT version, batch_id, sha256, reason FROM mask_version WHERE task_id = {task}")
+    return copy_of(learned, tmp_path / "copy")
 
 
 def history(settings):
@@ -102,6 +40,7 @@ OPERATIONS = {
     "retire": lambda worker: operations.retire(worker, 2),
     "merge": lambda worker: operations.merge(worker, 1, 2),
     "split": lambda worker: operations.split(worker, 2, LAST["B"]),
+    "rollback": lambda worker: operations.rollback(worker, 2, 1),
 }
 
 
@@ -125,7 +64,7 @@ def test_history_is_only_added_to_and_the_ledger_adds_up(settings, name):
         OPERATIONS[name](run.worker)
     for kept, now in zip(before, history(settings), strict=True):
         assert kept <= now
-    assert check(settings.database) == []
+    assert verify(settings.store) == []
     counted = "SELECT task_id, count(*) FROM batch WHERE state = 'committed' GROUP BY task_id"
     recorded = "SELECT id, batches FROM task WHERE merged_into IS NULL"
     assert ask(settings.state, counted) == ask(settings.state, recorded)
@@ -161,7 +100,7 @@ def test_a_transaction_that_fails_leaves_nothing_of_it(settings, name):
         assert run.worker.predictor is served
         assert run.worker.engine.learner.tasks == known
     assert (what_was_learned(settings.state), history(settings), ask(settings.state, "SELECT * FROM task")) == before
-    assert check(settings.database) == []
+    assert verify(settings.store) == []
 
 
 @pytest.mark.parametrize("name", [*OPERATIONS, "retire and reopen"])
@@ -286,6 +225,11 @@ def test_a_chain_of_merges_ends_at_the_one_in_use(settings):
         ("split", (99, 1), "there is no task 99"),
         ("merge", (1, 99), "there is no task 99"),
         ("retire", (99,), "there is no task 99"),
+        ("rollback", (99, 1), "there is no task 99"),
+        ("rollback", (2, 1), "task 2 is retired"),
+        ("rollback", (4, 1), "merged into task 3"),
+        ("rollback", (1, "newest"), "version [0-9]+ is the newest of task 1"),
+        ("rollback", (1, 10_000), "task 1 has no mask version 10000"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_changes_nothing(settings, operation, given, why):
@@ -294,7 +238,8 @@ def test_what_makes_no_sense_is_refused_and_changes_nothing(settings, operation,
         operations.merge(run.worker, 3, 4)
         operations.retire(run.worker, 2)
         before = what_was_learned(settings.state), history(settings)
-        with pytest.raises((tasks.TaskConflict, tasks.TaskUnknown), match=why):
+        given = [versions(settings, 1)[-1][0] if value == "newest" else value for value in given]
+        with pytest.raises((tasks.TaskConflict, tasks.TaskUnknown, MaskUnknown), match=why):
             getattr(operations, operation)(run.worker, *given)
         assert (what_was_learned(settings.state), history(settings)) == before
 
@@ -340,6 +285,53 @@ def test_a_split_can_be_split_again_and_merged_back(settings):
         assert told == [None, "split", "merge"]
         with pytest.raises(tasks.TaskConflict, match="merged into task 1"):
             operations.split(run.worker, new, parts[-1])
+
+
+# -- rollback and history ---------------------------------------------------------------------------------------------
+
+
+def test_a_rollback_brings_back_bits_record_and_predictions_and_says_what_it_undoes(settings):
+    with running(settings) as run, run.worker.database.read() as session:
+        first, newest = masks.load_mask(session, 1, 1), masks.load_mask(session, 1)
+        counts = run.service.task(1)["batches"], run.service.task(1)["last_seen"]
+        operations.rollback(run.worker, 1, 1, by="ann (1000)")
+        back = run.answers(1, "A")
+        assert run.worker.engine.learner.tasks[1].state is None
+    with running(settings) as run, run.worker.database.read() as session:
+        now = masks.load_mask(session, 1)
+        assert (now.version, now.packed, now.reference) == (newest.version + 1, first.packed, first.reference)
+        makers = [batch for version, batch, _, _ in versions(settings, 1) if 1 < version <= newest.version]
+        assert now.reason == (
+            f"rolled back to version 1: the training by batches {', '.join(map(str, makers))} is undone"
+        )
+        assert now.made_by == "ann (1000)"
+        assert run.answers(1, "A") == back
+        assert (run.service.task(1)["batches"], run.service.task(1)["last_seen"]) == counts
+        assert tasks.load_task(session, 1).reference == first.reference
+        assert run.learn("A", 500)[1:] == ("committed", 1)
+        operations.rollback(run.worker, 1, newest.version)
+        assert run.worker.engine.learner.tasks[1].packed.tobytes() == newest.packed
+
+
+def test_the_history_tells_when_by_whom_and_why_each_version_was_made(settings):
+    with running(settings) as run:
+        operations.rollback(run.worker, 2, 1, by="ann (1000)")
+        operations.split(run.worker, 1, LAST["A"], by="ben (1001)")
+        told = {task: run.service.history(task) for task in (1, 2, 3, 4)}
+        decided = {row["batch"]: row["reason"] for row in run.service.task(3)["decisions"]}
+    for task, rows in told.items():
+        assert [row["version"] for row in rows] == [version for version, *_ in versions(settings, task)]
+        assert [row["sha256"] for row in rows] == mask_hashes(settings.state)[task]
+        assert [row["served"] for row in rows] == [False] * (len(rows) - 1) + [True]
+        assert all(row["bytes"] > 0 and 0 < row["density"] < 1 and row["created"] for row in rows)
+    assert [(row["made_by"], row["reason"]) for row in told[3]] == [
+        ("daemon", decided[row["batch"]]) for row in told[3]
+    ]
+    assert told[2][-1]["made_by"] == "ann (1000)"
+    assert told[2][-1]["reason"].startswith("rolled back to version 1")
+    assert told[1][-1]["made_by"] == told[4][-1]["made_by"] == "ben (1001)"
+    with pytest.raises(EngineError, match="there is no task 99"):
+        run.service.history(99)
 
 
 # -- why --------------------------------------------------------------------------------------------------------------

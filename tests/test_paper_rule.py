@@ -7,10 +7,10 @@ from digits import draw, held_out
 from learning_stream import Stream, small_network
 from test_worker import learn_all, new_store, one_thread, worker_of  # noqa: F401 - fixtures
 
-from supsupd.config import RecognitionSettings
 from supsupd.learning.bank import Masks
 from supsupd.learning.inference import Scorer, Slopes
 from supsupd.learning.paper_rule import LEAST_MASKS
+from supsupd.sections import RecognitionSettings
 
 
 def paper(every=5, epsilon=0.125):

@@ -5,8 +5,8 @@ import pytest
 from digits import draw, held_out
 from learning_stream import Stream, samples_of
 
-from supsupd.config import RecognitionSettings
 from supsupd.learning.reference import Gauge, Reference
+from supsupd.sections import RecognitionSettings
 
 
 def feed(stream, task, seeds, rows=64):
@@ -223,7 +223,7 @@ def test_a_batch_that_joins_a_provisional_task_costs_the_others_nothing():
 
 
 def test_scores_are_kept_for_the_recent_tasks_only_and_the_others_go_on_from_their_bits():
-    from supsupd.config import LearningSettings
+    from supsupd.sections import LearningSettings
 
     stream = Stream(learning=LearningSettings(active_tasks=1))
     for task in (0, 1):

@@ -6,20 +6,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from daemon_process import DaemonProcess, ask, mask_hashes
+from daemon_process import DaemonProcess, ask, edit, mask_hashes
 from digits import draw, held_out
+from intakes import intake_of
 from structlog.testing import capture_logs
 from test_worker import FullDisk, learn_all, stage, states, worker_of
 
-from storage.db import Database, StoreError, check, upgrade
+from storage.db import Database, StoreError, upgrade, verify
 from supsupd import attractors, operations
-from supsupd.config import ConfigError, LearningSettings, NetworkSettings, ReservoirSettings, Settings, load_settings
-from supsupd.intake import Intake
+from supsupd.config import ConfigError, Settings, load_settings
 from supsupd.learning.device import use_threads
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.normalise import TooFewRows
 from supsupd.learning.reservoir import Recovery, Reservoir, pattern_hash, recall, signs_of, storkey
 from supsupd.learning.reservoir_reference import UnitNetwork, reference_step, reference_storkey
+from supsupd.sections import LearningSettings, NetworkSettings, ReservoirSettings
 from supsupd.service import Service
 from supsupd.serving.engine import BadInput
 
@@ -145,7 +146,7 @@ def learned(tmp_path_factory):
     """A folder whose state has learned STREAM: tasks 1 and 2 are finished, task 3 is the newest."""
     root = tmp_path_factory.mktemp("reservoir")
     settings = settings_in(root)
-    upgrade(settings.database)
+    upgrade(settings.store)
     use_threads(1)
     with worker_of(settings, batches=batches_of(STREAM)) as worker:
         learn_all(worker)
@@ -240,7 +241,7 @@ def test_a_reservoir_survives_restart_bit_for_bit(settings):
     assert again[0] == second != first[0]
     assert again[1][:2] == first[1]
     assert again[2] == first[2]
-    assert check(settings.database) == []
+    assert verify(settings.store) == []
 
 
 def test_matrices_are_stored_with_the_batch_or_not_at_all(settings):
@@ -268,11 +269,29 @@ def test_a_damaged_matrix_is_made_anew_from_the_bits(settings):
         before = loaded(worker).to_bytes()
         with worker.database.write() as session:
             session.connection().exec_driver_sql("UPDATE reservoir SET matrix = zeroblob(16) WHERE layer = 1")
-    assert any("layer 1" in problem for problem in check(settings.database))
+    assert any("layer 1" in problem for problem in verify(settings.store))
     with worker_of(settings) as worker, capture_logs() as logs:
         assert loaded(worker).to_bytes() == before
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["reservoir_made_anew"]
-    assert check(settings.database) == []
+    assert verify(settings.store) == []
+
+
+def test_a_damaged_mask_leaves_the_reservoir_with_its_task_and_the_others_are_still_recovered(settings):
+    edit(
+        settings.state,
+        "UPDATE mask_version SET bits = CAST(? || substr(bits, 2) AS BLOB) WHERE task_id = 1 AND version = "
+        "(SELECT version FROM task WHERE id = 1)",
+        b"\x5a",
+    )
+    with worker_of(settings) as worker:
+        assert len(loaded(worker).patterns) == 1
+        assert list(worker.engine.out_of_service) == [1]
+        answer = worker.predictor.predict(rows_of("B"), None, per_sample=False)
+        assert (set(answer.task), answer.recovered.all()) == ({2}, True)
+        operations.rollback(worker, 1, 1)
+        go_on(settings, worker, "B", 107)
+        assert worker.engine.learner.is_finished(worker.engine.learner.tasks[1])
+        assert set(worker.predictor.predict(rows_of("A"), None, per_sample=False).task) == {1}
 
 
 def test_near_its_capacity_it_warns(settings):
@@ -350,7 +369,7 @@ def test_method_recover_needs_a_reservoir(settings):
     without = settings.model_copy(update={"reservoir": ReservoirSettings()})
     with worker_of(without) as worker:
         worker.load()
-        intake = Intake(worker.database, worker.spool, without.intake, worker.notify)
+        intake = intake_of(without, worker)
         service = Service(without, worker.database, worker, intake)
         with pytest.raises(BadInput, match=r"^bad_method: method recover needs a reservoir"):
             service.predict(rows_of("A"), None, False, "recover")
@@ -360,7 +379,7 @@ def test_method_recover_needs_a_reservoir(settings):
 def test_units_normalised_by_the_batch_refuse_a_single_row(tmp_path):
     settings = settings_in(tmp_path)
     settings = settings.model_copy(update={"network": NetworkSettings(kind="units", hidden=HIDDEN, norm="batch")})
-    upgrade(settings.database)
+    upgrade(settings.store)
     use_threads(1)
     with worker_of(settings, Database, batches_of("AAA")) as worker:
         learn_all(worker)
@@ -392,7 +411,7 @@ def test_a_configuration_that_makes_no_sense_is_one_line(tmp_path, text, problem
 def test_a_state_of_weights_is_refused(tmp_path):
     settings = settings_in(tmp_path)
     weights = settings.model_copy(update={"network": NetworkSettings(hidden=[20]), "reservoir": ReservoirSettings()})
-    upgrade(settings.database)
+    upgrade(settings.store)
     with worker_of(weights, batches=batches_of("A")) as worker:
         learn_all(worker)
     with worker_of(settings) as worker, pytest.raises(ConfigError, match=r"^reservoir.enabled: given True"):

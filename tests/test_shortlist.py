@@ -7,7 +7,6 @@ import pytest
 from digits import draw, held_out
 from learning_stream import Stream, samples_of
 
-from supsupd.config import RecognitionSettings
 from supsupd.learning.index import InputDensity, InputMoments
 from supsupd.learning.labels import ClassList
 from supsupd.learning.normalise import Normaliser
@@ -15,6 +14,7 @@ from supsupd.learning.predictor import Predictor
 from supsupd.learning.queries import ServedTask, Shortlist
 from supsupd.learning.records import pooled
 from supsupd.learning.shortlist import heard, likely
+from supsupd.sections import RecognitionSettings
 
 TASKS = 10
 CLASSES = ClassList(tuple(range(10)), 100)

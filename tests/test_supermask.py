@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from supsupd.config import LearningSettings
 from supsupd.learning.learner import GROUPS, Learner, Samples
 from supsupd.learning.network import Architecture, Network
+from supsupd.sections import LearningSettings
 
 ROWS, CLASSES = 12, 3
 

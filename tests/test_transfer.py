@@ -8,13 +8,13 @@ import torch
 from digits import draw
 from learning_stream import Stream, samples_of, small_network
 
-from supsupd.config import LearningSettings
 from supsupd.learning.bank import Mask
 from supsupd.learning.foreign import foreign_copies
 from supsupd.learning.learner import Learner
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.supermask import erdos_renyi_densities
 from supsupd.learning.transfer import Earlier, start_scores
+from supsupd.sections import LearningSettings
 
 
 def learner(**settings):

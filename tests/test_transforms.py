@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from supsupd.config import ConfigError, ImageTransforms, LearningSettings, load_settings
+from supsupd.config import ConfigError, load_settings
 from supsupd.learning.learner import Learner, Samples
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.normalise import Normaliser, ShapeMismatch
 from supsupd.learning.transforms import Transforms
+from supsupd.sections import ImageTransforms, LearningSettings
 
 
 def images(count=3, size=(8, 6), channels=3, seed=0):

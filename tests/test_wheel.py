@@ -53,7 +53,7 @@ def test_the_packages_that_run_are_those_of_the_wheel(programs):
 def test_the_command_lines_run_from_anywhere(programs, tmp_path):
     assert run(programs / "supsupd", "--version") == f"supsupd {supsupd.__version__}\n"
     assert run(programs / "supsupd", "db", "upgrade", "--state", tmp_path / "state").startswith("upgraded: 0001")
-    assert run(programs / "supsupd", "db", "check", "--state", tmp_path / "state") == "ok\n"
+    assert run(programs / "supsupd", "db", "verify", "--state", tmp_path / "state") == "ok\n"
     assert "predict" in run(programs / "supsup-cli", "--help")
 
 

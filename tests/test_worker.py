@@ -1,6 +1,7 @@
 """The learning thread over a real store, in this process, so that it can be stopped at exactly one moment."""
 
 import hashlib
+import random
 import threading
 from contextlib import contextmanager
 from itertools import count
@@ -11,12 +12,13 @@ from daemon_process import ask, until, what_was_learned
 from digits import draw, held_out
 
 from storage import ledger
-from storage.db import Database, StoreError, upgrade
+from storage.db import CommitUnknown, Database, StoreError, upgrade
 from storage.spool import Spool
 from streams.batch import Batch
 from streams.formats import encode
-from supsupd.config import NetworkSettings, RecognitionSettings, Settings
+from supsupd.config import Settings
 from supsupd.learning.device import pick_device, use_threads
+from supsupd.sections import NetworkSettings, RecognitionSettings
 from supsupd.worker import Worker
 
 
@@ -52,6 +54,23 @@ class FullDisk(Database):
                 raise StoreError("disk full")
 
 
+class Doubtful(Database):
+    """The answer to many a commit is lost: it is stored, or it is not."""
+
+    lost, quiet, chance = 0, True, random.Random(0)
+
+    @contextmanager
+    def write(self):
+        with super().write() as session:
+            yield session
+            if not self.quiet and self.chance.random() < 0.1:
+                self.lost += 1
+                raise CommitUnknown("the connection broke before the commit")
+        if not self.quiet and self.chance.random() < 0.1:
+            self.lost += 1
+            raise CommitUnknown("the connection broke after the commit")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     use_threads(1)  # as the daemon does: bits repeat for the same number
@@ -67,7 +86,7 @@ def new_store(tmp_path):
         (root / "watch").mkdir(parents=True)
         shape = NetworkSettings(hidden=[100], **network)
         settings = Settings(watch=[root / "watch"], state=root / "state", socket=root / "sock", network=shape)
-        upgrade(settings.database)
+        upgrade(settings.store)
         return settings
 
     return make
@@ -77,7 +96,7 @@ def stage(settings, database, batches):
     for number, batch in enumerate(batches):
         payload = encode(Batch(batch["x"], batch.get("y")))
         sha256 = hashlib.sha256(payload).hexdigest()
-        Spool(settings.state / "spool").store(sha256, payload)
+        Spool(settings.state / "spool").store({sha256: payload})
         entry = ledger.Entry("test", f"{number}", sha256, len(payload), len(batch["x"]), "y" in batch)
         with Database.write(database) as session:
             ledger.stage(session, entry)
@@ -86,7 +105,7 @@ def stage(settings, database, batches):
 @contextmanager
 def worker_of(settings, kind=Database, batches=()):
     """A loaded worker as at the daemon's start, over a database of this kind; the batches are staged before."""
-    database = kind.open(settings.database)
+    database = kind.open(settings.store)
     try:
         stage(settings, database, batches)
         yield Worker(settings, database, Spool(settings.state / "spool"), pick_device("cpu"))
@@ -120,7 +139,7 @@ def mixed_stream():
 
 def killed_lives(settings, batches, commits):
     """As many lives as it takes, each ending after one of `commits` in turn; returns how many it took."""
-    MortalDatabase.open(settings.database).close()
+    MortalDatabase.open(settings.store).close()
     for life in count():
         with worker_of(settings, MortalDatabase, batches if life == 0 else ()) as worker:
             worker.database.last = commits[life % len(commits)]
@@ -147,6 +166,31 @@ def test_a_crash_after_any_commit_changes_no_bit(new_store, network, commits):
     assert killed_lives(torn, batches, commits) > len(batches) // 3
     expected = what_was_learned(whole.state)
     for part, value in what_was_learned(torn.state).items():
+        assert value == expected[part], part
+
+
+def test_a_commit_whose_answer_is_lost_changes_no_bit(new_store):
+    batches = mixed_stream()
+    whole, doubtful = new_store(), new_store()
+    with worker_of(whole, batches=batches) as worker:
+        learn_all(worker)
+    expected = what_was_learned(whole.state)
+    with worker_of(doubtful, Doubtful, batches) as worker:
+        worker.load()
+        worker.database.quiet = False
+        stopping = threading.Event()
+        thread = threading.Thread(target=worker.loop, args=(stopping,))
+        thread.start()
+        until(lambda: not {"staged", "training"} & set(states(doubtful)))
+        worker.database.quiet = True
+        stopping.set()
+        worker.notify()
+        thread.join()
+        lost = worker.database.lost
+    with worker_of(doubtful) as again:  # the last answer may have been lost
+        learn_all(again)
+    assert lost > 5
+    for part, value in what_was_learned(doubtful.state).items():
         assert value == expected[part], part
 
 
@@ -186,7 +230,7 @@ def test_unsure_bytes_that_are_damaged_do_not_prevent_the_start(new_store):
     with worker_of(settings) as worker:
         worker.load()
     assert ask(settings.state, "SELECT state, reason FROM batch") == [
-        ("quarantined", f"spool: the content of {spooled.name} has another hash")
+        ("quarantined", f"spool_corrupt: the bytes of {spooled.name} have another hash")
     ]
 
 
@@ -281,7 +325,7 @@ def test_the_spool_keeps_what_may_be_taken_back_and_a_restart_leaves_nothing_beh
             assert spooled == {sha256 for (sha256,) in open_batches} | worker.engine.learner.guarded()
         assert worker.engine.learner.guarded()
     with worker_of(settings) as again:
-        again.load()
+        again.clean_spool()
         open_batches = ask(settings.state, "SELECT sha256 FROM batch WHERE state IN ('staged', 'unsure')")
         spooled = {path.name for path in (settings.state / "spool").iterdir()}
         assert spooled == {sha256 for (sha256,) in open_batches}

@@ -8,11 +8,11 @@ from digits import draw, held_out
 from safetensors.torch import save_file
 from test_worker import killed_lives, learn_all, new_store, one_thread, worker_of  # noqa: F401 - fixtures
 
-from supsupd.config import ImageTransforms, NetworkSettings, RecognitionSettings
 from supsupd.founding import check_network
 from supsupd.learning.modules import UnsupportedNetwork
 from supsupd.learning.network import Architecture, NetworkMismatch
 from supsupd.learning.pretrained import PretrainedMismatch
+from supsupd.sections import ImageTransforms, NetworkSettings, RecognitionSettings
 
 FEATURES = RecognitionSettings(features=True, objective="features")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from supsupd.config import ServingSettings
+from supsupd.sections import ServingSettings
 from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskUnknown
 from supsupd.serving.http import create_app
 from supsupd.serving.server import HttpServer, bind_unix
@@ -24,6 +24,7 @@ class TinyEngine:
         self.labels = list(labels)
         self.retired = set()
         self.ledger = []
+        self.keys = {}
         self.passes = 0
         self.polls_until_settled = 2
         self.gate = threading.Event()
@@ -114,25 +115,34 @@ class TinyEngine:
         self.names[task_id - 1] = name
         return self._row(task_id)
 
-    def retire(self, reference):
+    def retire(self, reference, by=None):
+        self.asked_by = by
         task_id = self._resolve(reference)
         if task_id in self.retired:
             raise EngineError(f"task {task_id} is retired", 409)
         self.retired.add(task_id)
         return self._row(task_id)
 
-    def reopen(self, reference):
+    def reopen(self, reference, by=None):
         self.retired.discard(self._resolve(reference))
         return self._row(self._resolve(reference))
 
-    def merge(self, reference, other):
+    def merge(self, reference, other, by=None):
         self.retire(other)
         return self._row(self._resolve(reference))
 
-    def split(self, reference, batch_id):
+    def split(self, reference, batch_id, by=None):
         self._resolve(reference)
         self.names.append(f"from-{batch_id}")
         return self._row(len(self.names))
+
+    def rollback(self, reference, version, by=None):
+        self.asked_by = by
+        return self._row(self._resolve(reference)) | {"version": version + 1}
+
+    def history(self, reference):
+        self._resolve(reference)
+        return [{"version": 1, "made_by": "daemon", "sha256": "0" * 64, "served": True, "reason": "\x1b[2J"}]
 
     def why(self, batch_id):
         if batch_id != 1:
@@ -142,12 +152,45 @@ class TinyEngine:
     def batches(self, state, limit):
         return [row for row in self.ledger if state in (None, row["state"])][:limit]
 
-    def submit(self, name, payload):
+    def batch(self, reference):
+        found = [row for row in self.ledger if reference in (row["batch"], row["sha256"])]
+        if not found:
+            raise EngineError(f"there is no batch {reference}", 404)
+        return found[0]
+
+    def rejected(self, limit):
+        return [row for row in self.ledger if row["state"] == "quarantined"][:limit]
+
+    def retry(self, batch_id):
+        old = self.batch(batch_id)
+        if old["state"] != "quarantined":
+            raise EngineError(f"batch {batch_id} is {old['state']}: only a rejected batch can be retried", 409)
+        old["state"] = "retried"
+        self.ledger.append({**old, "batch": len(self.ledger) + 1, "state": "staged"})
+        return self.ledger[-1]
+
+    def drop(self, batch_id):
+        self.batch(batch_id)["state"] = "dropped"
+        return self.batch(batch_id)
+
+    def sources(self):
+        return [{"name": "w", "passes": self.passes, "pending": 0, "problem": None}]
+
+    def accept_gap(self, source):
+        if source != "line-3":
+            raise EngineError(f"source {source} has no gap to accept", 404)
+        return {"source": source, "key": "s", "position": "7", "reason": "messages 1 to 7 are gone", "at": ""}
+
+    def submit(self, name, payload, media_type, key):
         if not payload:
             raise BatchRefused("truncated: 0 bytes")
         sha256 = hashlib.sha256(payload).hexdigest()
+        if key is not None and key in self.keys:
+            return self.keys[key]
         self.ledger.append({"batch": len(self.ledger) + 1, "name": name, "sha256": sha256, "state": "staged"})
-        return {key: self.ledger[-1][key] for key in ("batch", "state", "sha256")}
+        shown = {field: self.ledger[-1][field] for field in ("batch", "state", "sha256")}
+        self.keys[key] = shown
+        return shown
 
     def scan(self):
         self.passes += 1
