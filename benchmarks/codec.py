@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from storage import codec
-from supsupd.config import LearningSettings, NetworkSettings, RecognitionSettings
 from supsupd.learning.learner import Learner
 from supsupd.learning.network import Architecture, pack_rows
 from supsupd.learning.supermask import erdos_renyi_densities
+from supsupd.sections import LearningSettings, NetworkSettings, RecognitionSettings
 
 RESULT = ROOT / "docs" / "results" / "codec.json"
 LENET = Architecture((784,), (300, 100), 500)

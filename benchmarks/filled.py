@@ -25,12 +25,12 @@ from paper_engine import Engine, Setup, begin_task, found, mnist
 from storage import masks, tasks
 from storage.db import Database, Session, upgrade
 from supsupd import persistence
-from supsupd.config import LearningSettings, NetworkSettings, RecognitionSettings
 from supsupd.learning.bank import Mask
 from supsupd.learning.index import InputMoments
 from supsupd.learning.network import pack_rows
 from supsupd.learning.records import TaskRecord
 from supsupd.paths import DATABASE_NAME
+from supsupd.sections import LearningSettings, NetworkSettings, RecognitionSettings
 
 TRAINED, ANGLES = 10, 12
 TRAINING_ROWS, TRAINING_STEPS = 10_000, 300

@@ -17,13 +17,14 @@ from filled import OUTPUTS, Trained, write_state
 
 from storage.db import Database
 from storage.spool import Spool
-from supsupd.config import BankSettings, LearningSettings, RecognitionSettings, Settings
+from supsupd.config import Settings
 from supsupd.learning.bank import Masks
 from supsupd.learning.device import pick_device, use_threads
 from supsupd.learning.inference import Scorer, Slopes
 from supsupd.learning.kernels import CHUNK
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.predictor import Predictor
+from supsupd.sections import BankSettings, LearningSettings, RecognitionSettings
 from supsupd.worker import Worker
 
 THREADS = 2
@@ -67,7 +68,7 @@ def loaded(state: Path, memory_bytes: int = EVERYTHING, **recognition: Any) -> I
         recognition=RecognitionSettings(**recognition),
         bank=BankSettings(memory_bytes=memory_bytes),
     )
-    database = Database.open(settings.database)
+    database = Database.open(settings.store)
     try:
         worker = Worker(settings, database, Spool(state / "spool"), pick_device("cpu"))
         worker.load()

@@ -14,7 +14,7 @@ from paper_report import measure, new_figure, save_figure
 from references import REFERENCES, Reference, Shape, Training, accuracy, train
 from rich.progress import track
 
-from supsupd.config import LearningSettings, NetworkSettings, RecognitionSettings
+from supsupd.sections import LearningSettings, NetworkSettings, RecognitionSettings
 
 TASKS, FULL_TASKS = 10, 50
 STEPS, FULL_STEPS = 300, 1000

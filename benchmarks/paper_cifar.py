@@ -22,11 +22,12 @@ from paper_stream import GROUP_ROWS, Feeder, TrueTask, iter_pieces, judge
 from PIL import Image
 from rich.progress import track
 
-from supsupd.config import ImageTransforms, LearningSettings, Method, NetworkSettings, Objective, RecognitionSettings
+from supsupd.choices import Method, Objective
 from supsupd.learning.features import ClassSums, FeatureModel
 from supsupd.learning.inference import Scorer
 from supsupd.learning.records import TaskRecord
 from supsupd.learning.rules import pick_learner
+from supsupd.sections import ImageTransforms, LearningSettings, NetworkSettings, RecognitionSettings
 
 Scenario = Literal["GNs", "GNu", "NNs"]
 Foreign = Literal["none", "rotated", "shuffled"]

@@ -14,9 +14,9 @@ from paper_engine import Engine, Setup, found, mnist
 from paper_report import measure, new_figure, save_figure
 from rich.progress import track
 
-from supsupd.config import LearningSettings, NetworkSettings, RecognitionSettings
 from supsupd.learning.learner import Learner, Samples
 from supsupd.learning.transfer import Earlier, start_scores
+from supsupd.sections import LearningSettings, NetworkSettings, RecognitionSettings
 
 Transfer = Literal["none", "mean", "best"]
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5)

@@ -21,7 +21,7 @@ from mnist_tasks import Images
 from rich.progress import track
 
 from streams.batch import Batch
-from supsupd.config import LearningSettings, Method, NetworkSettings, Objective, RecognitionSettings
+from supsupd.choices import Method, Objective
 from supsupd.founding import found_network
 from supsupd.learning.device import pick_device, use_threads
 from supsupd.learning.features import FeatureModel
@@ -34,6 +34,7 @@ from supsupd.learning.normalise import Normaliser
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.queries import ServedTask
 from supsupd.learning.records import LabelledBatch, TaskRecord
+from supsupd.sections import LearningSettings, NetworkSettings, RecognitionSettings
 
 T = TypeVar("T")
 NORMALISED_ROWS = 10_000

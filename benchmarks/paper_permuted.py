@@ -12,9 +12,10 @@ from mnist_tasks import Images, permuted
 from paper_engine import Engine, Setup, Tested, accuracy_given, ask, begin_task, found, in_processes, mnist
 from paper_report import SUPSUP, measure, new_figure, save_figure
 
-from supsupd.config import LearningSettings, Method, NetworkSettings, Objective, RecognitionSettings
+from supsupd.choices import Method, Objective
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.records import TaskRecord
+from supsupd.sections import LearningSettings, NetworkSettings, RecognitionSettings
 
 PAPER = 94.91
 LEAST = 95.5

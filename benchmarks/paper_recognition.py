@@ -19,8 +19,8 @@ from recognition_streams import Run, Score, Setup, SmallMnist, iter_mixing, iter
 from rich.console import Console
 from rich.progress import track
 
-from supsupd.config import LearningSettings, RecognitionSettings
 from supsupd.learning.device import use_threads
+from supsupd.sections import LearningSettings, RecognitionSettings
 
 CHECKS, FULL_CHECKS = 20_000, 100_000
 MIXING, FULL_MIXING = 40, 120

@@ -15,11 +15,11 @@ from paper_engine import Engine, Setup, Tested, accuracy_given, ask, begin_task,
 from paper_report import SUPSUP, measure, new_figure, save_figure
 from rich.progress import track
 
-from supsupd.config import LearningSettings, NetworkSettings, RecognitionSettings, ReservoirSettings
 from supsupd.learning.network import Network
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.records import TaskRecord
 from supsupd.learning.reservoir import Recovered, Recovery, Reservoir, recall
+from supsupd.sections import LearningSettings, NetworkSettings, RecognitionSettings, ReservoirSettings
 
 PAPER = 97.43
 LEAST = 97.5

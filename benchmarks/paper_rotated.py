@@ -15,10 +15,11 @@ from paper_engine import Engine, Setup, Tested, accuracy_given, ask, begin_task,
 from paper_report import measure, new_figure, save_figure
 from rich.progress import track
 
-from supsupd.config import LearningSettings, Method, NetworkSettings, Objective, RecognitionSettings
+from supsupd.choices import Method, Objective
 from supsupd.learning.features import FeatureModel
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.records import TaskRecord
+from supsupd.sections import LearningSettings, NetworkSettings, RecognitionSettings
 
 TASKS = 36
 LEAST = 96.0

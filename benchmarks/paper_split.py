@@ -11,7 +11,7 @@ from paper_engine import Engine, Setup, found, mnist
 from paper_report import TAME, measure, new_figure, save_figure
 from paper_stream import Outcome, TrueTask, run_stream
 
-from supsupd.config import LearningSettings, NetworkSettings, RecognitionSettings
+from supsupd.sections import LearningSettings, NetworkSettings, RecognitionSettings
 
 PAPER = 98.63
 LEAST = 99.3

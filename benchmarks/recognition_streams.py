@@ -16,13 +16,13 @@ from paper_stream import Piece
 from scipy.ndimage import rotate
 from sklearn.metrics import adjusted_rand_score
 
-from supsupd.config import LearningSettings, RecognitionSettings
 from supsupd.learning.inference import Scorer
 from supsupd.learning.learner import Samples
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.normalise import Normaliser
 from supsupd.learning.records import Change, LabelledBatch, Member
 from supsupd.learning.rules import pick_learner
+from supsupd.sections import LearningSettings, RecognitionSettings
 
 SIDE, CLASSES, OUTPUTS = 14, 10, 100
 TRAINING_ROWS = 12_000

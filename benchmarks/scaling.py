@@ -62,7 +62,7 @@ def stage(worker: Worker, name: str, x: np.ndarray, y: np.ndarray) -> None:
     """Puts a batch into the ledger, as a source would."""
     payload = encode(Batch(x, y.astype(np.int64)))
     digest = hashlib.sha256(payload).hexdigest()
-    worker.spool.store(digest, payload)
+    worker.spool.store({digest: payload})
     with worker.database.write() as session:
         ledger.stage(session, ledger.Entry("benchmark", name, digest, len(payload), len(x), labelled=True))
 
@@ -149,7 +149,7 @@ def about_memory(worker: Worker, before: int) -> dict[str, Any]:
     index = sum(d.coefficients.nbytes for d in densities if d is not None)
     return {
         "tasks": len(masks),
-        "stored_bytes_per_task": round(worker.settings.database.stat().st_size / len(masks)),
+        "stored_bytes_per_task": round(worker.settings.store.stat().st_size / len(masks)),
         "resident_bytes_per_task": round((resident() - before) / len(masks)),
         "packed_bytes_per_task": masks[0].nbytes,
         "index_bytes_per_task": round(index / len(masks)),

@@ -30,10 +30,10 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional
 
-from supsupd.config import LearningSettings
 from supsupd.learning.device import use_threads
 from supsupd.learning.learner import Learner, Samples
 from supsupd.learning.network import Architecture, Network
+from supsupd.sections import LearningSettings
 
 RESULT, PLOT = ROOT / "docs" / "results" / "train_step.json", ROOT / "docs" / "plots" / "train_step.png"
 INPUTS, OUTPUTS, ROWS, LR, THREADS, SEED = 784, 500, 128, 1e-4, 2, 0
