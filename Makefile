@@ -6,7 +6,7 @@ DATA   ?= ../shared/data
 EXPERIMENTS ?= permuted permuted-nn rotated split cifar reservoir density recognition baselines
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-fast check lint types walls bench streams paper wheel clean
+.PHONY: help demo test test-fast check lint types walls bench durability streams paper wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,8 +45,12 @@ bench: $(VENV)/.installed ## speed and memory (DATA=folder with mnist.npz, PEER=
 	$(BIN)/python benchmarks/scaling.py --data $(DATA)
 	$(BIN)/python benchmarks/serve.py --data $(DATA)
 	$(BIN)/python benchmarks/codec.py
+	$(BIN)/python benchmarks/intake.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/documents.py
+
+durability: $(VENV)/.installed ## kills, full disks, lost acknowledgements, damaged files: 45 minutes
+	$(BIN)/python benchmarks/durability.py
 
 streams: $(VENV)/.installed ## MNIST streams through the daemon (DATA=folder with mnist.npz)
 	$(BIN)/python benchmarks/stream_mnist.py --data $(DATA)/mnist.npz
