@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DATA   ?= ../shared/data
+# Tests run side by side, a file on one core each.
+WORKERS ?= auto
 EXPERIMENTS ?= permuted permuted-nn rotated split cifar reservoir density recognition baselines
 .DEFAULT_GOAL := help
 
@@ -22,10 +24,10 @@ demo: $(VENV)/.installed ## a real stream of tasks that switch unannounced, lear
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(VENV)/.installed ## the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
 
 check: lint types walls ## ruff, mypy and the walls between the folders
 

@@ -8,7 +8,11 @@ Scenario = Literal["GG", "GNs", "GNu", "NNs"]
 Method = Literal["exact", "one-shot", "binary", "recover"]
 Objective = Literal["entropy", "g", "energy", "max-logit", "features"]
 
+Role = Literal["predict", "submit", "admin"]
+"""What a caller may do; each may do what those before it may."""
+
 METHODS: tuple[Method, ...] = get_args(Method)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+ROLES: tuple[Role, ...] = get_args(Role)
 OBJECTIVE_ALIASES: Mapping[str, Objective] = MappingProxyType({"H": "entropy", "G": "g"})
 """The paper's names."""

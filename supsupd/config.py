@@ -32,9 +32,12 @@ from supsupd.sections import (
     NetworkSettings,
     RecognitionSettings,
     ReservoirSettings,
+    ServerTlsSettings,
     ServingSettings,
     SocketPath,
     SourceSettings,
+    TcpAddress,
+    TracingSettings,
     WatchFolder,
     hide_password,
     split_list,
@@ -76,6 +79,12 @@ class Settings(BaseSettings):
     """Where everything learned is kept; None: a SQLite file in the state folder."""
     state: AbsolutePath = Field(default_factory=default_state)
     socket: SocketPath = Field(default_factory=default_socket)
+    http: TcpAddress | None = None
+    """HOST:PORT to serve HTTP on, beside the socket."""
+    grpc: TcpAddress | None = None
+    """HOST:PORT to serve gRPC on."""
+    grpc_socket: SocketPath | None = None
+    """A Unix socket to serve gRPC on."""
     predictions: AbsolutePath | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_format: Literal["auto", "console", "json"] = "auto"
@@ -88,6 +97,8 @@ class Settings(BaseSettings):
     intake: IntakeSettings = IntakeSettings()
     columns: ColumnSettings = ColumnSettings()
     serving: ServingSettings = ServingSettings()
+    tls: ServerTlsSettings = ServerTlsSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @property
     def store(self) -> Path | str:

@@ -42,7 +42,8 @@ from supsupd.learning.network import NetworkMismatch
 from supsupd.learning.pretrained import PretrainedMismatch
 from supsupd.reading import process_decoder
 from supsupd.service import Service
-from supsupd.serving.http import create_app
+from supsupd.serving.app import create_app
+from supsupd.serving.front import Front
 from supsupd.serving.server import HttpServer, SocketRefused, bind_unix
 from supsupd.sources import make_sources
 from supsupd.staging import Staging
@@ -163,7 +164,7 @@ class Daemon:
         for source in make_sources(settings, database):
             intake.add(source)
         service = Service(settings, database, worker, intake, self._health)
-        server = HttpServer(create_app(service, settings.serving), [bind_unix(settings.socket)])
+        server = HttpServer(create_app(Front(service, settings.serving)), [bind_unix(settings.socket)])
         server.start()
         stack.callback(self._shutdown, server, worker, intake, service)
         for progress in intake.progress:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from supsupd.choices import OBJECTIVE_ALIASES, Method, Objective, Scenario
+from supsupd.choices import OBJECTIVE_ALIASES, Method, Objective, Role, Scenario
 from supsupd.paths import MAX_SOCKET_PATH
 
 MIB = 1 << 20
@@ -47,6 +48,26 @@ def _short_enough(path: Path) -> Path:
         limit = {"limit": MAX_SOCKET_PATH}
         raise PydanticCustomError("socket_path_long", "Input should be a path of at most {limit} bytes", limit)
     return path
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT or [IPV6]:PORT. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = str(IPv6Address(host[1:-1]))
+    elif ":" in host:
+        raise ValueError(text)
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError(text)
+    return host, int(port)
+
+
+def _checked_address(text: str) -> str:
+    try:
+        split_address(text)
+    except ValueError:
+        raise PydanticCustomError("address", "Input should be HOST:PORT, such as 127.0.0.1:8000") from None
+    return text
 
 
 def split_list(separator: str) -> BeforeValidator:
@@ -83,6 +104,7 @@ SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 DatabaseUrl = Annotated[SecretUrl, BeforeValidator(_with_database)]
 AbsolutePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_absolute)]
 WatchFolder = Annotated[AbsolutePath, AfterValidator(_existing_directory)]
+TcpAddress = Annotated[str, AfterValidator(_checked_address)]
 SocketPath = Annotated[AbsolutePath, AfterValidator(_short_enough)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -352,9 +374,61 @@ SourceSettings = Annotated[NatsStream | RedisStream | KafkaTopic, Field(discrimi
 
 
 class ServingSettings(Section):
-    """The limits of the socket."""
+    """Who may ask, how much, and for how long."""
 
+    # -- of one request
     max_body_bytes: PositiveInt = 64 * MIB
+    """Of a request's body, and of what a compressed one unpacks to."""
+    header_seconds: PositiveFloat = 5.0
+    """The time in which a request's headers must have come, from its first byte or the connection's beginning."""
     body_seconds: PositiveFloat = 30.0
     """The time in which a whole request body must have come."""
+    write_seconds: PositiveFloat = 30.0
+    """How long a client may take nothing of what is written to it."""
+    idle_seconds: PositiveFloat = 75.0
+    """How long a connection is kept between two requests."""
+    query_seconds: PositiveFloat = 30.0
+    """How long a query may wait for its turn, unless it says less."""
+
+    # -- of all together
+    max_connections: PositiveInt = 1024
+    max_peer_connections: PositiveInt = 256
+    """From one address, or one user of the Unix socket."""
+    queue_requests: PositiveInt = 1024
+    """Queries that may wait; more are refused with 429."""
+    batch_rows: PositiveInt = 256
+    """Rows of several queries that are answered in one pass; a larger query goes alone."""
+    batch_window_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """How long a query waits for others; 0: only while earlier ones are being answered."""
+    parallel: PositiveInt = 2
+    """Passes at the same time."""
+    drain_seconds: Annotated[float, Field(ge=0, le=300)] = 0.0
+    """How long a stopping daemon goes on answering, not ready any more, before it stops listening."""
     shutdown_seconds: PositiveFloat = 8.0
+    """After that, how long what runs may take to end."""
+
+    # -- access
+    socket_group: str | None = None
+    """A group whose members may use the Unix socket too; None: only its owner, and root."""
+    socket_group_role: Role = "submit"
+    tcp_role: Role = "admin"
+    """The most that a token is good for over TCP."""
+    hosts: Annotated[list[str], split_list(",")] = []
+    """Host names that requests over TCP may name, beside localhost and the address listened on."""
+
+
+class ServerTlsSettings(Section):
+    """TLS on TCP; both HTTP and gRPC."""
+
+    certificate: AbsolutePath | None = None
+    """PEM, with the chain."""
+    key: AbsolutePath | None = None
+    client_ca: AbsolutePath | None = None
+    """PEM; clients must have a certificate of one of these authorities (mutual TLS)."""
+
+
+class TracingSettings(Section):
+    """OpenTelemetry; off unless an endpoint is set."""
+
+    endpoint: str | None = None
+    """Of an OTLP collector over HTTP, such as http://127.0.0.1:4318."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
 
 from storage import decisions, ledger, masks, tasks
 from storage.db import Database, StoreError
@@ -21,7 +19,6 @@ from storage.spool import SpoolCorrupt
 from streams.batch import BatchRejected
 from streams.formats import form_of_media_type, form_of_name, sniff
 from supsupd import __version__, attractors, operations
-from supsupd.choices import Method, Objective
 from supsupd.commands import CommandRefused
 from supsupd.config import Settings
 from supsupd.health import Health
@@ -29,7 +26,7 @@ from supsupd.intake import Intake
 from supsupd.learning.inference import MethodUnavailable, ObjectiveUnavailable
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.predictor import Predictor
-from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskUnknown
+from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, Question, TaskUnknown
 from supsupd.staging import KeyReused, QueueFull
 from supsupd.story import tell
 from supsupd.views import (
@@ -79,15 +76,14 @@ class Service:
         predictor = self._worker.predictor
         return not self.draining and predictor is not None and bool(predictor.tasks)
 
-    def predict(
-        self,
-        x: np.ndarray,
-        task: int | str | None,
-        per_sample: bool,
-        method: Method | None = None,
-        objective: Objective | None = None,
-    ) -> Prediction:
-        return self._answered(lambda predictor: self._predict(predictor, x, task, per_sample, method, objective))
+    def predict(self, questions: Sequence[Question]) -> list[Prediction | EngineError]:
+        return [self._predict_one(question) for question in questions]
+
+    def _predict_one(self, question: Question) -> Prediction | EngineError:
+        try:
+            return self._answered(lambda predictor: self._predict(predictor, question))
+        except EngineError as error:
+            return error
 
     def _answered(self, ask: Callable[[Predictor], T]) -> T:
         """What the predictor says; where it comes upon a damaged mask, what it says without that. Raises NoModelYet."""
@@ -99,23 +95,15 @@ class Service:
                 predictor = self._worker.predictor_without(error, predictor)
         raise NoModelYet
 
-    def _predict(
-        self,
-        predictor: Predictor,
-        x: np.ndarray,
-        task: int | str | None,
-        per_sample: bool,
-        method: Method | None,
-        objective: Objective | None,
-    ) -> Prediction:
-        """What `predict` gives, from this snapshot. Raises MaskCorrupt too."""
-        place = None if task is None else self._place(predictor, task)
+    def _predict(self, predictor: Predictor, question: Question) -> Prediction:
+        """The answer from this snapshot. Raises EngineError, and MaskCorrupt."""
+        place = None if question.task is None else self._place(predictor, question.task)
         if not predictor.tasks:
             raise self._nothing_to_predict_with()
         if place is None and self._settings.recognition.scenario == "GG":
             raise BadInput("no_task: in scenario GG every query names its task: its key, name or id")
         try:
-            answer = predictor.predict(x, place, per_sample, method, objective)
+            answer = predictor.predict(question.x, place, question.per_sample, question.method, question.objective)
         except ShapeMismatch as error:
             raise BadInput(f"shape_mismatch: {error}") from None
         except MethodUnavailable as error:
@@ -131,12 +119,15 @@ class Service:
             classes=list(predictor.classes.labels),  # type: ignore[arg-type]
         )
 
-    def is_light(self, rows: int, task: int | str | None) -> bool:
+    def is_light(self, questions: Sequence[Question]) -> bool:
         predictor = self._worker.predictor
-        if predictor is None or not isinstance(task, int):  # a key or a name is looked up in the store
+        if predictor is None or len(questions) > 1:
             return False
-        place = predictor.place_of(task)
-        return place is not None and predictor.scorer.is_light(rows, predictor.tasks[place].mask)
+        (question,) = questions
+        if not isinstance(question.task, int):  # a key or a name is looked up in the store
+            return False
+        place = predictor.place_of(question.task)
+        return place is not None and predictor.scorer.is_light(len(question.x), predictor.tasks[place].mask)
 
     def _place(self, predictor: Predictor, task: int | str) -> int:
         """Where the mask of a given task is; the store is only asked about what is not a served task's id."""

@@ -3,6 +3,7 @@
 import shutil
 from contextlib import contextmanager
 
+from asking import predicted
 from daemon_process import ask
 from digits import draw, held_out
 from intakes import intake_of
@@ -56,12 +57,12 @@ class Run:
 
     def answers(self, task, letter):
         """Everything that a query hears about held-out rows under a given task's mask."""
-        told = self.service.predict(held_out("ABC".index(letter))[0], task, per_sample=True)
+        told = predicted(self.service, held_out("ABC".index(letter))[0], task, per_sample=True)
         arrays = (told.probabilities, told.task, told.entropy, told.known)
         return [told.labels, *(array.tobytes() for array in arrays)]
 
     def inferred(self, letter):
-        return set(self.service.predict(held_out("ABC".index(letter))[0][:64], None, False).task.tolist())
+        return set(predicted(self.service, held_out("ABC".index(letter))[0][:64], None, False).task.tolist())
 
     def learn(self, letter, turn):
         """The ledger row of one batch more."""

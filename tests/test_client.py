@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from asking import predicted
 from tiny_engine import INPUTS, TinyEngine, serving
 
 from supsupd.client import Client, DaemonError, DaemonUnavailable
@@ -25,7 +26,7 @@ def client(engine, tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.uint8, np.int64, np.bool_, ">f4", ">i2"])
 def test_rows_of_any_number_type_are_predicted_as_the_engine_would(client, engine, dtype):
     x = (np.random.default_rng(2).normal(size=(6, INPUTS)) * 3).clip(0, 100).astype(dtype)
-    wanted = engine.predict(x, None, True)
+    wanted = predicted(engine, x, None, True)
     rows = client.predict(x, per_sample=True)
     assert [row["label"] for row in rows] == wanted.labels
     assert [row["task"] for row in rows] == wanted.task.tolist()

@@ -10,6 +10,7 @@ import time
 import httpx
 import numpy as np
 import pytest
+from asking import predicted
 from tiny_engine import INPUTS, TinyEngine, serving
 
 from supsupd.serving.server import MAX_SOCKET_PATH, SocketInUse, SocketRefused, bind_unix
@@ -86,7 +87,7 @@ def test_an_answer_is_the_engines_prediction(served, engine):
         response = ask(served, "POST", INFER, json=infer(x, id="q", parameters=parameters))
         assert (response.status_code, response.json()["id"]) == (200, "q")
         columns = {o["name"]: np.array(o["data"]).reshape(o["shape"]) for o in response.json()["outputs"]}
-        wanted = engine.predict(x, parameters.get("task"), "per_sample" in parameters)
+        wanted = predicted(engine, x, parameters.get("task"), "per_sample" in parameters)
         assert columns["label"].tolist() == wanted.labels
         for name in ("probabilities", "task", "entropy", "known"):
             assert np.array_equal(columns[name].astype(getattr(wanted, name).dtype), getattr(wanted, name))

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from asking import predicted
 from daemon_process import DaemonProcess, ask, edit, mask_hashes
 from digits import draw, held_out
 from intakes import intake_of
@@ -372,7 +373,7 @@ def test_method_recover_needs_a_reservoir(settings):
         intake = intake_of(without, worker)
         service = Service(without, worker.database, worker, intake)
         with pytest.raises(BadInput, match=r"^bad_method: method recover needs a reservoir"):
-            service.predict(rows_of("A"), None, False, "recover")
+            predicted(service, rows_of("A"), None, False, "recover")
         assert service.reservoir() == {"enabled": False}
 
 

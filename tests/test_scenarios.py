@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from asking import predicted
 from daemon_process import DaemonProcess, ask, what_was_learned
 from digits import PIXELS, draw, drop, held_out
 from hypothesis import given
@@ -297,7 +298,7 @@ def test_a_task_answers_only_with_labels_that_it_has_learned(split_parts, scenar
     with split_parts(scenario) as parts:
         x, _ = held_out(0)
         for task, own in (("low", range(5)), ("high", range(5, 10))):
-            answer = parts.service.predict(x, task, per_sample=False)
+            answer = predicted(parts.service, x, task, per_sample=False)
             others = ~np.isin(answer.classes, own)
             assert set(answer.labels) <= set(own)
             assert (answer.probabilities[:, others] == 0).all()
@@ -307,25 +308,27 @@ def test_a_task_answers_only_with_labels_that_it_has_learned(split_parts, scenar
 def test_inferred_tasks_too_answer_only_with_their_own_labels(split_parts):
     with split_parts("GNu") as parts:
         x, _ = held_out(0)
-        answer = parts.service.predict(x, None, per_sample=True)
+        answer = predicted(parts.service, x, None, per_sample=True)
         assert set(answer.task.tolist()) == {1, 2}
         assert all((label < 5) == (task == 1) for label, task in zip(answer.labels, answer.task, strict=True))
 
 
 def test_shared_labels_are_all_possible(split_parts):
     with split_parts("GNs") as parts:
-        assert (parts.service.predict(held_out(0)[0], "low", per_sample=False).probabilities > 0).all()
+        assert (predicted(parts.service, held_out(0)[0], "low", per_sample=False).probabilities > 0).all()
 
 
 def test_in_gg_a_query_names_its_task(split_parts):
     x = held_out(0)[0][:4]
     with split_parts("GG") as parts:
         with pytest.raises(BadInput, match="no_task: in scenario GG every query names its task") as caught:
-            parts.service.predict(x, None, per_sample=False)
+            predicted(parts.service, x, None, per_sample=False)
         assert caught.value.status == 400
-        assert {int(parts.service.predict(x, name, False).task[0]) for name in (2, "high", "id:2", "key:high")} == {2}
+        assert {int(predicted(parts.service, x, name, False).task[0]) for name in (2, "high", "id:2", "key:high")} == {
+            2
+        }
         with pytest.raises(EngineError, match="there is no task middle"):
-            parts.service.predict(x, "middle", per_sample=False)
+            predicted(parts.service, x, "middle", per_sample=False)
 
 
 def test_in_gg_an_unlabelled_batch_names_its_task_and_waits_for_it(settings_of):
@@ -435,7 +438,7 @@ def test_objective_g_keeps_an_output_that_is_no_class(settings_of):
         rows = parts.run()
         assert [row["state"] for row in rows.values()] == ["committed", "committed", "quarantined"]
         assert rows["a/3.npz"]["reason"].startswith("bad_labels: ")
-        assert len(parts.service.predict(held_out(0)[0][:4], None, False, objective="g").labels) == 4
+        assert len(predicted(parts.service, held_out(0)[0][:4], None, False, objective="g").labels) == 4
 
 
 def test_a_first_batch_that_would_leave_no_output_for_objective_g_founds_nothing(settings_of):
@@ -450,7 +453,7 @@ def test_classes_that_fill_the_outputs_leave_nothing_for_objective_g(settings_of
         parts.drop("a/1.npz", 1, **few_classes(0, 0, range(5)))
         parts.run()
         with pytest.raises(BadInput, match="bad_objective: ") as caught:
-            parts.service.predict(held_out(0)[0][:4], None, False, objective="g")
+            predicted(parts.service, held_out(0)[0][:4], None, False, objective="g")
         assert caught.value.status == 400
     with (
         pytest.raises(ConfigError, match=r"recognition.objective: given 'g'; expected .* 5 classes .* all 5 outputs"),
@@ -464,10 +467,10 @@ def test_classes_that_fill_the_outputs_leave_nothing_for_objective_g(settings_of
 def test_a_query_chooses_how_its_task_is_inferred(split_parts, method, objective):
     with split_parts("GNs") as parts:
         x, y = held_out(0)
-        answer = parts.service.predict(x[y < 5], None, False, method, objective)
+        answer = predicted(parts.service, x[y < 5], None, False, method, objective)
         assert set(answer.task.tolist()) <= {1, 2}
         if method == "exact" and objective == "entropy":
-            assert answer.labels == parts.service.predict(x[y < 5], None, False).labels
+            assert answer.labels == predicted(parts.service, x[y < 5], None, False).labels
 
 
 # --- the whole program ----------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from supsupd.sections import ServingSettings
+from supsupd.serving.app import create_app
 from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskUnknown
-from supsupd.serving.http import create_app
+from supsupd.serving.front import Front
 from supsupd.serving.server import HttpServer, bind_unix
 
 INPUTS, CLASSES = 4, 3
@@ -35,7 +36,16 @@ class TinyEngine:
     def ready(self):
         return len(self.weights) > 0
 
-    def predict(self, x, task, per_sample, method=None, objective=None):
+    def predict(self, questions):
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question):
+        try:
+            return self._predict(question.x, question.task, question.per_sample)
+        except EngineError as error:
+            return error
+
+    def _predict(self, x, task, per_sample):
         if not self.ready():
             raise NoModelYet
         if x.shape[1:] != (INPUTS,):
@@ -57,8 +67,8 @@ class TinyEngine:
             classes=self.labels,
         )
 
-    def is_light(self, rows, task):
-        return type(task) is int and rows <= 4
+    def is_light(self, questions):
+        return all(type(question.task) is int and len(question.x) <= 4 for question in questions)
 
     def _route(self, entropy, task, per_sample):
         if task is not None:
@@ -207,7 +217,7 @@ class TinyEngine:
 @contextlib.contextmanager
 def serving(engine, path: Path, **limits):
     """`engine` behind a real uvicorn on a real Unix socket at `path`."""
-    server = HttpServer(create_app(engine, ServingSettings(**limits)), [bind_unix(path)])
+    server = HttpServer(create_app(Front(engine, ServingSettings(**limits))), [bind_unix(path)])
     server.start()
     try:
         yield server

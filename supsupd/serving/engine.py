@@ -1,5 +1,6 @@
 """What the socket asks of the engine behind it: the one interface between HTTP and learning."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,19 @@ BATCH_STATES = (
     "retried",
     "dropped",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Rows to predict for: under `task`'s mask, or under the inferred one, of each row by itself when `per_sample`,
+    else of all rows together, in the configured way or by `method` and `objective`.
+    """
+
+    x: np.ndarray  # (n, ...), n >= 1, finite
+    task: int | str | None = None
+    per_sample: bool = False
+    method: Method | None = None
+    objective: Objective | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +83,24 @@ class BadInput(EngineError):
     status = 400
 
 
+class TooManyQueries(EngineError):
+    """The queue of queries is full: try again in a moment."""
+
+    status = 429
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"overloaded: {waiting} queries are waiting")
+
+
+class DeadlineExceeded(EngineError):
+    """A query's time was over before its turn came."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("deadline_exceeded: the query's time was over before its turn came")
+
+
 class BatchRefused(EngineError):
     """A submitted batch was refused: 400 for bad bytes, 409 for a conflict, 503 for a full queue."""
 
@@ -84,23 +116,15 @@ class Engine(Protocol):
     def ready(self) -> bool:
         """Whether `predict` can answer."""
 
-    def predict(
-        self,
-        x: np.ndarray,
-        task: int | str | None,
-        per_sample: bool,
-        method: Method | None = None,
-        objective: Objective | None = None,
-    ) -> Prediction:
-        """Answers for x (n, ...): under `task`'s mask, or under the inferred one: of each row by itself when
-        `per_sample`, else of all rows together, in the configured way or by `method` and `objective`.
+    def predict(self, questions: Sequence[Question]) -> list[Prediction | EngineError]:
+        """What each is answered with: the same as if it came alone, up to the rounding of floating-point numbers.
 
-        Raises NoModelYet, TaskUnknown, BadInput.
+        Errors are NoModelYet, TaskUnknown, BadInput, and EngineError 404 or 503 for a task that is not in use.
         """
 
-    def is_light(self, rows: int, task: int | str | None) -> bool:
-        """Whether `predict` for so many rows of this task waits for nothing and takes well under a millisecond: less
-        than handing it to a thread. Must be so itself."""
+    def is_light(self, questions: Sequence[Question]) -> bool:
+        """Whether `predict` waits for nothing here and takes about as long as handing the questions to a thread. Must
+        be so itself."""
 
     def model(self) -> dict[str, Any] | None:
         """{"input_shape": [784], "classes": [...], "label_kind": "int" | "str"}; None: no network yet."""

@@ -4,12 +4,9 @@ import asyncio
 import pwd
 import socket
 import struct
-from collections.abc import Mapping
-from typing import Any
 
 CREDENTIALS = struct.Struct("=iII")
 """Process, user and group, as of `connect` (Linux, SO_PEERCRED)."""
-UID = "supsupd.peer_uid"
 
 
 def uid_of(transport: asyncio.BaseTransport) -> int | None:
@@ -20,12 +17,6 @@ def uid_of(transport: asyncio.BaseTransport) -> int | None:
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
     uid: int = CREDENTIALS.unpack(found)[1]
     return uid
-
-
-def peer_of(scope: Mapping[str, Any]) -> str | None:
-    """Who sent a request, "name (uid)"; None where nobody can tell."""
-    uid = scope.get("state", {}).get(UID)
-    return None if uid is None else show_user(uid)
 
 
 def show_user(uid: int) -> str:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from supsupd.choices import METHODS, OBJECTIVE_ALIASES, OBJECTIVES, Method, Objective
-from supsupd.serving.engine import MODEL_NAME, Prediction
+from supsupd.choices import METHODS, OBJECTIVE_ALIASES, OBJECTIVES
+from supsupd.serving.engine import MODEL_NAME, Prediction, Question
 
 Word = TypeVar("Word", bound=str)
 MAX_DIMENSIONS = 8
@@ -40,13 +40,9 @@ class ProtocolError(ValueError):
 class InferRequest:
     """One decoded request to predict."""
 
-    x: np.ndarray  # (n, ...), n >= 1, finite
-    task: int | str | None = None
-    per_sample: bool = False
+    question: Question
     outputs: tuple[str, ...] = OUTPUTS
     id: str | None = None
-    method: Method | None = None
-    objective: Objective | None = None
 
 
 def parse_json(body: bytes) -> Any:
@@ -71,14 +67,17 @@ def decode_request(body: bytes) -> InferRequest:
     """The request in the JSON of POST /v2/models/supsup/infer. Raises ProtocolError."""
     request = parse_object(body)
     parameters = _field(request, "parameters", dict, {})
-    return InferRequest(
+    question = Question(
         x=_decode_inputs(_field(request, "inputs", list, [])),
         task=_decode_task(parameters.get("task")),
         per_sample=_field(parameters, "per_sample", bool, False),
-        outputs=_decode_outputs(_field(request, "outputs", list, [])),
-        id=_field(request, "id", str, None),
         method=_decode_word(parameters, "method", METHODS, {}),
         objective=_decode_word(parameters, "objective", OBJECTIVES, OBJECTIVE_ALIASES),
+    )
+    return InferRequest(
+        question,
+        outputs=_decode_outputs(_field(request, "outputs", list, [])),
+        id=_field(request, "id", str, None),
     )
 
 

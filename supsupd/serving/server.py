@@ -18,7 +18,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from supsupd.paths import MAX_SOCKET_PATH
-from supsupd.serving.peer import UID, uid_of
+from supsupd.serving.access import CALLER, Caller
+from supsupd.serving.peer import show_user, uid_of
 
 log = structlog.get_logger("supsupd.serving")
 BACKLOG = 128
@@ -100,7 +101,8 @@ class _Http(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        self.app_state = {**self.app_state, UID: uid_of(transport)}
+        uid = uid_of(transport)
+        self.app_state = {**self.app_state, CALLER: Caller(None if uid is None else show_user(uid), "admin")}
 
     def send_400_response(self, msg: str) -> None:
         body = json.dumps({"error": f"bad_request: {msg}"}).encode()

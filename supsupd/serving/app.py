@@ -1,0 +1,67 @@
+"""The ASGI application: which routes there are, and what every error looks like."""
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from supsupd.serving import protocol
+from supsupd.serving.bodies import error_answer
+from supsupd.serving.engine import EngineError
+from supsupd.serving.front import Front
+from supsupd.serving.inference import Inference
+from supsupd.serving.native import Native
+
+
+def create_app(front: Front) -> Starlette:
+    """The ASGI application that serves what is behind `front`."""
+    routes = [*Inference(front).routes(), *Native(front).routes()]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(_RefuseWebPages)],
+        exception_handlers={
+            HTTPException: _answer_http_error,
+            EngineError: _answer_engine_error,
+            protocol.ProtocolError: _answer_protocol_error,
+            Exception: _answer_crash,
+        },
+    )
+    app.router.redirect_slashes = False  # protocol clients follow no redirects
+    return app
+
+
+class _RefuseWebPages:
+    """A browser sends `Origin` with every cross-site request; no page has any business here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and any(name == b"origin" for name, _ in scope["headers"]):
+            await error_answer(403, "requests from web pages are refused")(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    own_words = {404: "there is nothing at this path", 405: f"{request.method} is not allowed here"}
+    framework = error.detail in ("Not Found", "Method Not Allowed")
+    text = own_words[error.status_code] if framework else error.detail
+    return error_answer(error.status_code, text, error.headers)
+
+
+async def _answer_engine_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, EngineError)
+    return error_answer(error.status, error.text)
+
+
+async def _answer_protocol_error(request: Request, error: Exception) -> Response:
+    return error_answer(400, str(error))
+
+
+async def _answer_crash(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again after this answer, and uvicorn logs it with its traceback.
+    return error_answer(500, "internal error; the daemon's log says more")

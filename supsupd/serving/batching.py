@@ -1,0 +1,160 @@
+"""Dynamic batching: questions that come while others are being answered are answered together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+from supsupd.config import ServingSettings
+from supsupd.serving.engine import DeadlineExceeded, Engine, EngineError, Prediction, Question, TooManyQueries
+
+Reason = Literal["idle", "full", "window"]
+"""Why a pass began: there was room for it and no window is set; it is as large as may be; the window was over."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    question: Question
+    rows: int
+    deadline: float  # monotonic
+    since: float
+    answer: asyncio.Future[Prediction | EngineError]
+
+
+@dataclass(slots=True)
+class Passes:
+    """What has been dispatched, for whoever counts it."""
+
+    by_reason: Counter[Reason] = field(default_factory=Counter)
+    requests: int = 0
+    rows: int = 0
+    queued_seconds: float = 0.0
+
+
+class Batcher:
+    """A bounded queue before `Engine.predict`. All methods belong to one event loop.
+
+    What comes within one turn of the loop is answered in one pass; what comes while as many passes run as may, in the
+    next one. A pass that waits for nothing is run at once, in the loop's own thread: handing it over would take longer.
+
+    Args:
+        engine: answers.
+        limits: gives the settings in force.
+    """
+
+    def __init__(self, engine: Engine, limits: Callable[[], ServingSettings]) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._waiting: deque[_Waiting] = deque()
+        self._rows = 0
+        self._running = 0
+        self._wake: asyncio.Handle | None = None
+        self._threads = ThreadPoolExecutor(64, thread_name_prefix="predict")
+        self.passes = Passes()
+
+    @property
+    def queued(self) -> int:
+        """How many questions wait."""
+        return len(self._waiting)
+
+    async def ask(self, question: Question, timeout: float | None = None) -> Prediction | EngineError:
+        """The answer; a refusal is one too."""
+        limits = self._limits()
+        if len(self._waiting) >= limits.queue_requests:
+            return TooManyQueries(len(self._waiting))
+        loop = asyncio.get_running_loop()
+        now = time.monotonic()
+        patience = limits.query_seconds if timeout is None else min(timeout, limits.query_seconds)
+        waiting = _Waiting(question, len(question.x), now + patience, now, loop.create_future())
+        self._waiting.append(waiting)
+        self._rows += waiting.rows
+        self._plan(loop, limits)
+        return await waiting.answer
+
+    def close(self) -> None:
+        """Lets the threads go; what runs is not waited for."""
+        self._threads.shutdown(wait=False)
+
+    # -- what follows runs in the loop, between two requests --------------------------------------------------------
+
+    def _plan(self, loop: asyncio.AbstractEventLoop, limits: ServingSettings) -> None:
+        """Arranges the next pass, unless one is arranged or what runs will arrange it."""
+        if not self._waiting or self._running >= limits.parallel:
+            return
+        window = limits.batch_window_ms / 1000
+        is_full = self._rows >= limits.batch_rows
+        if self._wake is not None:
+            if not (is_full and window):
+                return
+            self._wake.cancel()
+        if is_full or not window:
+            # The next turn of the loop: what else has come by now is read first.
+            self._wake = loop.call_soon(self._dispatch, loop, "full" if is_full and window else None)
+        else:
+            over = max(0.0, self._waiting[0].since + window - time.monotonic())
+            self._wake = loop.call_later(over, self._dispatch, loop, "window")
+
+    def _dispatch(self, loop: asyncio.AbstractEventLoop, reason: Reason | None) -> None:
+        self._wake = None
+        limits = self._limits()
+        taken = self._take(limits.batch_rows)
+        if taken:
+            is_full = bool(self._waiting) or sum(w.rows for w in taken) >= limits.batch_rows
+            self.passes.by_reason[reason or ("full" if is_full else "idle")] += 1
+            questions = [waiting.question for waiting in taken]
+            if self._engine.is_light(questions):
+                self._finish(taken, self._answer(questions))
+            else:
+                self._running += 1
+                running = loop.run_in_executor(self._threads, self._answer, questions)
+                running.add_done_callback(lambda done: self._finished(loop, taken, done))
+        self._plan(loop, limits)
+
+    def _take(self, most: int) -> list[_Waiting]:
+        """The oldest questions, up to so many rows or the first alone; late ones are answered so."""
+        now, rows = time.monotonic(), 0
+        taken: list[_Waiting] = []
+        while self._waiting and (not taken or rows + self._waiting[0].rows <= most):
+            waiting = self._waiting.popleft()
+            self._rows -= waiting.rows
+            if waiting.answer.done():  # who asked is gone
+                continue
+            if waiting.deadline < now:
+                waiting.answer.set_result(DeadlineExceeded())
+                continue
+            rows += waiting.rows
+            taken.append(waiting)
+            self.passes.queued_seconds += now - waiting.since
+        self.passes.requests += len(taken)
+        self.passes.rows += rows
+        return taken
+
+    def _answer(self, questions: list[Question]) -> list[Prediction | EngineError] | Exception:
+        try:
+            return self._engine.predict(questions)
+        except Exception as error:  # noqa: BLE001 - a bug: everyone who asked is told, as for one request alone
+            return error
+
+    def _finished(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        taken: list[_Waiting],
+        done: asyncio.Future[list[Prediction | EngineError] | Exception],
+    ) -> None:
+        self._running -= 1
+        self._finish(taken, done.result())
+        self._plan(loop, self._limits())
+
+    def _finish(self, taken: list[_Waiting], answers: list[Prediction | EngineError] | Exception) -> None:
+        for place, waiting in enumerate(taken):
+            if waiting.answer.done():
+                continue
+            if isinstance(answers, Exception):
+                waiting.answer.set_exception(answers)
+            else:
+                waiting.answer.set_result(answers[place])

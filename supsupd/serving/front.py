@@ -1,0 +1,33 @@
+"""What HTTP and gRPC share: the engine, the limits, and the way of a question through the queue."""
+
+from __future__ import annotations
+
+from supsupd.config import ServingSettings
+from supsupd.serving.batching import Batcher
+from supsupd.serving.engine import Engine, EngineError, Prediction, Question
+
+
+class Front:
+    """One for a daemon; used in the thread of its event loop unless said otherwise.
+
+    Args:
+        engine: answers.
+        limits: replaced whole when the configuration is read again.
+    """
+
+    def __init__(self, engine: Engine, limits: ServingSettings) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.draining = False
+        self.batcher = Batcher(engine, lambda: self.limits)
+
+    async def infer(self, question: Question, timeout: float | None = None) -> Prediction:
+        """The answer to a question, after those that came before it.
+
+        timeout: seconds that it may wait for its turn; None: as configured, which is also the most.
+        Raises EngineError: 429 where too many wait, 503 when its time is over, and what the engine says.
+        """
+        answer = await self.batcher.ask(question, timeout)
+        if isinstance(answer, EngineError):
+            raise answer
+        return answer
