@@ -10,7 +10,7 @@ import pytest
 from tiny_engine import TinyEngine, serving
 
 from supsupd.client import Client, DaemonError
-from supsupd.serving.peer import peer_of, show_user
+from supsupd.serving.peer import show_user
 
 NOBODY = 65534
 
@@ -60,7 +60,6 @@ def test_two_users_are_told_apart(tmp_path):
 
 def test_a_user_without_a_name_is_told_by_the_number():
     assert show_user(4_123_456_789) == "uid 4123456789"
-    assert peer_of({"state": {}}) is None
 
 
 def test_a_history_and_a_refused_rollback_come_over_the_socket(tmp_path):

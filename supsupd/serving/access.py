@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from starlette.requests import Request
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from supsupd.choices import ROLES, Role
+from supsupd.config import ServingSettings
 from supsupd.serving.bodies import error_answer
+from supsupd.serving.engine import EngineError
+from supsupd.serving.peer import group_id, is_owner, peer_of, show_user
+from supsupd.tokens import Tokens
 
 CALLER = "supsupd.caller"
+OWN_HOSTS = frozenset(("localhost", "127.0.0.1", "[::1]"))
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+_BEARER = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
+_PORT = re.compile(r":\d{1,5}$")
+
+log = structlog.get_logger("supsupd.serving")
+
+
+class Unauthenticated(EngineError):
+    """Nobody knows who this is. One text for all reasons: a guesser learns nothing."""
+
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__("unauthenticated: expected a valid bearer token, of supsupd token create")
+
+
+class Forbidden(EngineError):
+    """Who this is may not do it."""
+
+    status = 403
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"forbidden: {text}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +56,73 @@ class Caller:
 
     def may(self, role: Role) -> bool:
         return ROLES.index(self.role) >= ROLES.index(role)
+
+    def require(self, role: Role) -> None:
+        """Raises Forbidden for a lower role."""
+        if not self.may(role):
+            raise Forbidden(f"this takes the role {role}, and yours is {self.role}")
+
+
+class Access:
+    """Decides who is let in, over HTTP and gRPC alike. Used in the thread of the event loop.
+
+    Args:
+        limits: gives the settings in force.
+        tokens: of those who come over TCP; None: nobody does.
+        hosts: names that are listened on over TCP.
+    """
+
+    def __init__(
+        self, limits: Callable[[], ServingSettings], tokens: Tokens | None = None, hosts: Iterable[str] = ()
+    ) -> None:
+        self._limits = limits
+        self._tokens = tokens
+        self._hosts = OWN_HOSTS | {_host_name(host) for host in hosts}
+
+    def caller_of_unix(self, connection: socket.socket) -> Caller | None:
+        """Who connected to a Unix socket, by the kernel's word; None, and a line in the log, for somebody who has no
+        business here, whatever the mode of the file."""
+        peer, limits = peer_of(connection), self._limits()
+        if is_owner(peer.uid):
+            return Caller(show_user(peer.uid), "admin")
+        if limits.socket_group is not None and group_id(limits.socket_group) in peer.gids:
+            return Caller(show_user(peer.uid), limits.socket_group_role)
+        log.warning("peer_refused", user=show_user(peer.uid))
+        return None
+
+    def caller_of_file(self) -> Caller:
+        """Whoever the mode of a Unix socket's file lets in, where the kernel can't be asked: the least of them."""
+        limits = self._limits()
+        return Caller(None, "admin" if limits.socket_group is None else limits.socket_group_role)
+
+    def caller_of_token(self, header: str | None) -> Caller:
+        """Who sends this value of `Authorization` over TCP. Raises Unauthenticated."""
+        bearer = _BEARER.fullmatch(header or "")
+        token = None if bearer is None or self._tokens is None else self._tokens.find(bearer[1])
+        if token is None:
+            raise Unauthenticated
+        name = f"token {token.id} ({token.label})" if token.label else f"token {token.id}"
+        return Caller(name, min(token.role, self._limits().tcp_role, key=ROLES.index))
+
+    def check_host(self, header: str | None, address: str | None) -> None:
+        """Raises Forbidden unless a request over TCP is meant for us: a page of another site, whose name was bound to
+        our address, says that name.
+
+        header: its `Host`; address: where it came in.
+        """
+        name = None if header is None else _host_name(header)
+        if name is None or not (name in self._hosts or name == address or name in self._named()):
+            raise Forbidden("expected a Host that is served here; serving.hosts may name more")
+
+    def _named(self) -> set[str]:
+        return {_host_name(host) for host in self._limits().hosts}
+
+
+def _host_name(host: str) -> str:
+    """As it is compared: without a port, in small letters; an IPv6 address in brackets."""
+    if host.count(":") > 1 and not host.startswith("["):
+        host = f"[{host}]"
+    return _PORT.sub("", host.lower())
 
 
 def caller_of(request: Request) -> Caller:
@@ -48,8 +146,49 @@ class GuardedRoute(Route):
         self.role = role
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller: Caller | None = scope["state"].get(CALLER)
-        if self.role is None or (caller is not None and caller.may(self.role)):
-            await super().handle(scope, receive, send)
-        else:
-            await error_answer(403, f"forbidden: this takes the role {self.role}")(scope, receive, send)
+        if self.role is not None:
+            caller_of(Request(scope)).require(self.role)
+        await super().handle(scope, receive, send)
+
+
+class Guard:
+    """ASGI middleware before all routes: only who is known comes through, but to the paths that are open to all.
+
+    A connection to the Unix socket has its caller in `scope["state"]`, put there when it was made; any other has none,
+    and needs a token.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, open_paths: Iterable[str]) -> None:
+        self.app = app
+        self.access = access
+        self.open_paths = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._let_in(scope)
+        except EngineError as error:
+            challenge = CHALLENGE if error.status == 401 else None
+            await error_answer(error.status, error.text, challenge)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _let_in(self, scope: Scope) -> None:
+        """Sets the caller. Raises Unauthenticated and Forbidden."""
+        if _header(scope, b"origin") != []:
+            # A browser sends it with every cross-site request; no page has any business here.
+            raise Forbidden("requests from web pages are refused")
+        state = scope.setdefault("state", {})
+        if CALLER in state:
+            return
+        hosts, address = _header(scope, b"host"), scope.get("server")
+        self.access.check_host(hosts[0] if len(hosts) == 1 else None, address and _host_name(address[0]))
+        if scope["path"] not in self.open_paths:
+            authorizations = _header(scope, b"authorization")
+            state[CALLER] = self.access.caller_of_token(authorizations[0] if len(authorizations) == 1 else None)
+
+
+def _header(scope: Scope, wanted: bytes) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]

@@ -5,9 +5,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from supsupd.serving import protocol
+from supsupd.serving.access import Access, Guard
 from supsupd.serving.bodies import error_answer
 from supsupd.serving.engine import EngineError
 from supsupd.serving.front import Front
@@ -15,12 +15,15 @@ from supsupd.serving.inference import Inference
 from supsupd.serving.native import Native
 
 
-def create_app(front: Front) -> Starlette:
-    """The ASGI application that serves what is behind `front`."""
+def create_app(front: Front, access: Access | None = None) -> Starlette:
+    """The ASGI application that serves what is behind `front`, to those whom `access` lets in; None: over the Unix
+    socket alone."""
+    access = access or Access(lambda: front.limits)
     routes = [*Inference(front).routes(), *Native(front).routes()]
+    open_paths = [route.path for route in routes if route.role is None]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(_RefuseWebPages)],
+        middleware=[Middleware(Guard, access=access, open_paths=open_paths)],
         exception_handlers={
             HTTPException: _answer_http_error,
             EngineError: _answer_engine_error,
@@ -28,21 +31,9 @@ def create_app(front: Front) -> Starlette:
             Exception: _answer_crash,
         },
     )
+    app.state.access = access  # connections to the Unix socket ask it who they are
     app.router.redirect_slashes = False  # protocol clients follow no redirects
     return app
-
-
-class _RefuseWebPages:
-    """A browser sends `Origin` with every cross-site request; no page has any business here."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and any(name == b"origin" for name, _ in scope["headers"]):
-            await error_answer(403, "requests from web pages are refused")(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
 
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:

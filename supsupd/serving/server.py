@@ -18,8 +18,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from supsupd.paths import MAX_SOCKET_PATH
-from supsupd.serving.access import CALLER, Caller
-from supsupd.serving.peer import show_user, uid_of
+from supsupd.serving.access import CALLER, Access
 
 log = structlog.get_logger("supsupd.serving")
 BACKLOG = 128
@@ -101,8 +100,14 @@ class _Http(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
-        uid = uid_of(transport)
-        self.app_state = {**self.app_state, CALLER: Caller(None if uid is None else show_user(uid), "admin")}
+        connection = transport.get_extra_info("socket")
+        if connection.family == socket.AF_UNIX:
+            access: Access = self.config.app.state.access  # type: ignore[union-attr]  # of `create_app`
+            caller = access.caller_of_unix(connection)
+            if caller is None:
+                transport.abort()
+            else:
+                self.app_state = {**self.app_state, CALLER: caller}
 
     def send_400_response(self, msg: str) -> None:
         body = json.dumps({"error": f"bad_request: {msg}"}).encode()
