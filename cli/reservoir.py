@@ -1,5 +1,6 @@
 """`supsup-cli reservoir`: the masks that the Hopfield reservoir holds."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -31,7 +32,7 @@ def show_reservoir(context: typer.Context, socket: Socket = None, as_json: AsJso
         typer.echo(_judgement(values))
 
 
-def _judgement(values: dict[str, Any]) -> str:
+def _judgement(values: Mapping[str, Any]) -> str:
     """What the bytes come to, in words."""
     times = values["matrix_bytes"] / max(1, values["raw_bytes"])
     text = f"The matrices take {times:.0f} times" if times >= 1 else f"The matrices take {times:.2f} of"

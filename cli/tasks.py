@@ -1,5 +1,6 @@
 """`supsup-cli tasks`: the tasks that the daemon has found, and what an operator does to them."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -55,10 +56,10 @@ def show_task(context: typer.Context, task: TaskId, socket: Socket = None, as_js
     if as_json:
         print_rows([row], row, as_json)
         return
-    decisions, merged = row.pop("decisions", []), row.pop("merged", [])
-    print_pairs(row | {"merged": [other["task"] for other in merged]})
+    shown = {key: value for key, value in row.items() if key != "decisions"}
+    print_pairs(shown | {"merged": [other["task"] for other in row["merged"]]})
     typer.echo()
-    print_rows(decisions, DECISION_FIELDS, as_json)
+    print_rows(row["decisions"], DECISION_FIELDS, as_json)
 
 
 @tasks_app.command("rename")
@@ -123,9 +124,8 @@ def show_history(context: typer.Context, task: TaskId, socket: Socket = None, as
     """Every version of a task's mask: when, by whom and why it was made, and which one is served."""
     with daemon(context, socket) as client:
         rows = client.history(task)
-    if not as_json:
-        rows = [row | {"sha256": row["sha256"][:SHOWN_HASH]} for row in rows]
-    print_rows(rows, HISTORY_FIELDS, as_json)
+    shown = rows if as_json else [{**row, "sha256": row["sha256"][:SHOWN_HASH]} for row in rows]
+    print_rows(shown, HISTORY_FIELDS, as_json)
 
 
 @tasks_app.command("rollback")
@@ -154,7 +154,7 @@ def explain_batch(context: typer.Context, batch: BatchId, socket: Socket = None,
         typer.echo(printable(line))
 
 
-def _print_done(row: dict[str, Any], text: str, as_json: bool) -> None:
+def _print_done(row: Mapping[str, Any], text: str, as_json: bool) -> None:
     if as_json:
         print_rows([row], row, as_json)
     else:

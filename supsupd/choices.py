@@ -11,8 +11,22 @@ Objective = Literal["entropy", "g", "energy", "max-logit", "features"]
 Role = Literal["predict", "submit", "admin"]
 """What a caller may do; each may do what those before it may."""
 
+BatchState = Literal[
+    "staged",
+    "training",
+    "unsure",
+    "scored",
+    "committed",
+    "duplicate",
+    "quarantined",
+    "suspended",
+    "retried",
+    "dropped",
+]
+
 METHODS: tuple[Method, ...] = get_args(Method)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 ROLES: tuple[Role, ...] = get_args(Role)
+BATCH_STATES: tuple[BatchState, ...] = get_args(BatchState)
 OBJECTIVE_ALIASES: Mapping[str, Objective] = MappingProxyType({"H": "entropy", "G": "g"})
 """The paper's names."""

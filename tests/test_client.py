@@ -150,5 +150,5 @@ def test_an_answer_that_is_not_json_is_an_error(tmp_path):
 def test_a_proxy_in_the_environment_changes_nothing(client, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
-    with Client(client.socket) as other:
+    with Client(client.address) as other:
         assert other.status()["tasks"] == 2

@@ -9,18 +9,6 @@ import numpy as np
 from supsupd.choices import Method, Objective
 
 MODEL_NAME = "supsup"
-BATCH_STATES = (
-    "staged",
-    "training",
-    "unsure",
-    "scored",
-    "committed",
-    "duplicate",
-    "quarantined",
-    "suspended",
-    "retried",
-    "dropped",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +154,7 @@ class Engine(Protocol):
         """{"batch", "decisions", "versions", "words"}: what was decided about a batch and why. EngineError 404."""
 
     def batches(self, state: str | None, limit: int | None) -> list[dict[str, Any]]:
-        """The ledger's rows, of one of BATCH_STATES only if asked."""
+        """The ledger's rows, of one of `choices.BATCH_STATES` only if asked."""
 
     def batch(self, reference: int | str) -> dict[str, Any]:
         """One row of the ledger: by its id, or the first one of this SHA-256. EngineError 404."""

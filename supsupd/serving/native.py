@@ -8,10 +8,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from supsupd.choices import BATCH_STATES
 from supsupd.serving import protocol
 from supsupd.serving.access import GuardedRoute, caller_of
 from supsupd.serving.bodies import JsonAnswer, read_body
-from supsupd.serving.engine import BATCH_STATES, BadInput, TaskUnknown
+from supsupd.serving.engine import BadInput, TaskUnknown
 from supsupd.serving.front import Front
 
 MAX_NAME = 255
