@@ -24,8 +24,10 @@ from supsupd.config import Settings
 from supsupd.health import Health
 from supsupd.intake import Intake
 from supsupd.learning.inference import MethodUnavailable, ObjectiveUnavailable
+from supsupd.learning.joint import Refused, answer_together
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.predictor import Predictor
+from supsupd.learning.queries import Answer, Query
 from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, Question, TaskUnknown
 from supsupd.staging import KeyReused, QueueFull
 from supsupd.story import tell
@@ -43,6 +45,8 @@ from supsupd.views import (
 from supsupd.worker import Worker
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from storage.db import Session
 
 SHOWN_DECISIONS = 100
@@ -77,13 +81,10 @@ class Service:
         return not self.draining and predictor is not None and bool(predictor.tasks)
 
     def predict(self, questions: Sequence[Question]) -> list[Prediction | EngineError]:
-        return [self._predict_one(question) for question in questions]
-
-    def _predict_one(self, question: Question) -> Prediction | EngineError:
         try:
-            return self._answered(lambda predictor: self._predict(predictor, question))
-        except EngineError as error:
-            return error
+            return self._answered(lambda predictor: self._predict(predictor, questions))
+        except NoModelYet as error:
+            return [error] * len(questions)
 
     def _answered(self, ask: Callable[[Predictor], T]) -> T:
         """What the predictor says; where it comes upon a damaged mask, what it says without that. Raises NoModelYet."""
@@ -95,39 +96,45 @@ class Service:
                 predictor = self._worker.predictor_without(error, predictor)
         raise NoModelYet
 
-    def _predict(self, predictor: Predictor, question: Question) -> Prediction:
-        """The answer from this snapshot. Raises EngineError, and MaskCorrupt."""
+    def _predict(self, predictor: Predictor, questions: Sequence[Question]) -> list[Prediction | EngineError]:
+        """The answers from this snapshot. Raises MaskCorrupt."""
+        asked: dict[int, tuple[np.ndarray, Query]] = {}
+        answers: dict[int, Prediction | EngineError] = {}
+        for index, question in enumerate(questions):
+            try:
+                asked[index] = (question.x, self._query(predictor, question))
+            except EngineError as error:
+                answers[index] = error
+        for index, answer in zip(asked, answer_together(predictor, list(asked.values())), strict=True):
+            answers[index] = _prediction(predictor, answer) if isinstance(answer, Answer) else _refusal(answer)
+        return [answers[index] for index in range(len(questions))]
+
+    def _query(self, predictor: Predictor, question: Question) -> Query:
+        """Raises EngineError."""
         place = None if question.task is None else self._place(predictor, question.task)
         if not predictor.tasks:
             raise self._nothing_to_predict_with()
         if place is None and self._settings.recognition.scenario == "GG":
             raise BadInput("no_task: in scenario GG every query names its task: its key, name or id")
         try:
-            answer = predictor.predict(question.x, place, question.per_sample, question.method, question.objective)
-        except ShapeMismatch as error:
-            raise BadInput(f"shape_mismatch: {error}") from None
-        except MethodUnavailable as error:
-            raise BadInput(f"bad_method: {error}") from None
+            return predictor.query(place, question.per_sample, question.method, question.objective)
         except ObjectiveUnavailable as error:
-            raise BadInput(f"bad_objective: {error}") from None
-        return Prediction(
-            labels=predictor.classes.decode(answer.predicted),  # type: ignore[arg-type]  # one kind throughout
-            probabilities=answer.probabilities,
-            task=answer.task,
-            entropy=answer.entropy,
-            known=answer.known,
-            classes=list(predictor.classes.labels),  # type: ignore[arg-type]
-        )
+            raise _refusal(error) from None
 
     def is_light(self, questions: Sequence[Question]) -> bool:
         predictor = self._worker.predictor
-        if predictor is None or len(questions) > 1:
+        if predictor is None:
             return False
-        (question,) = questions
-        if not isinstance(question.task, int):  # a key or a name is looked up in the store
-            return False
-        place = predictor.place_of(question.task)
-        return place is not None and predictor.scorer.is_light(len(question.x), predictor.tasks[place].mask)
+        asked = []
+        for question in questions:
+            place = None
+            if question.task is not None:  # what is no id of a served task is looked up in the store
+                place = predictor.place_of(question.task) if isinstance(question.task, int) else None
+                if place is None:
+                    return False
+            method, objective = question.method or predictor.method, question.objective or predictor.objective
+            asked.append((len(question.x), Query(place, question.per_sample, method, objective)))
+        return predictor.is_light(asked)
 
     def _place(self, predictor: Predictor, task: int | str) -> int:
         """Where the mask of a given task is; the store is only asked about what is not a served task's id."""
@@ -343,6 +350,24 @@ class Service:
 
     def scan(self) -> dict[str, Any]:
         return {"pass": self._intake.request_scan()}
+
+
+def _prediction(predictor: Predictor, answer: Answer) -> Prediction:
+    return Prediction(
+        labels=predictor.classes.decode(answer.predicted),  # type: ignore[arg-type]  # one kind throughout
+        probabilities=answer.probabilities,
+        task=answer.task,
+        entropy=answer.entropy,
+        known=answer.known,
+        classes=list(predictor.classes.labels),  # type: ignore[arg-type]
+    )
+
+
+def _refusal(error: Refused) -> BadInput:
+    """Why a query cannot be answered, in the socket's words."""
+    codes = {MethodUnavailable: "bad_method", ShapeMismatch: "shape_mismatch"}
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), "bad_objective")
+    return BadInput(f"{code}: {error}")
 
 
 def _resolve(session: Session, reference: int | str, follow: bool = True) -> TaskRow:

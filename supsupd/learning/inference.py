@@ -13,7 +13,7 @@ training): masks differ in how sure they are, and raw values would favour the ea
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,8 +32,8 @@ KERNEL_ROWS = 32
 """Up to this many samples the kernel beats unpacking each mask (measured on LeNet 300-100)."""
 READY_ROWS = 4
 """Up to this many it also beats a mask that is unpacked already."""
-LIGHT_WEIGHTS = 1 << 20
-"""So many go through the kernel in a fraction of a millisecond."""
+LIGHT_WORK = 1 << 25
+"""Weights times rows that go through the kernel in a millisecond or so (LeNet 300-100: 100 rows and masks)."""
 CHUNK_VALUES = 1 << 22
 """Logits held at once while many masks are scored: 16 MiB."""
 READY_BYTES = 128 << 20
@@ -164,10 +164,11 @@ class Scorer:
         if self._device is not None:
             self._device.warm_up()
 
-    def is_light(self, rows: int, mask: Mask) -> bool:
-        """Whether `run` takes a fraction of a millisecond and reads nothing from the store."""
-        small = self.network.architecture.weights <= LIGHT_WEIGHTS
-        return self._linear is not None and rows <= READY_ROWS and small and mask.hot is not None
+    def is_light(self, rows: int, masks: Sequence[Mask]) -> bool:
+        """Whether so many rows, each under one of these masks, take a millisecond at most, and nothing is read from
+        the store."""
+        work = rows * self.network.architecture.weights
+        return self._linear is not None and work <= LIGHT_WORK and all(mask.hot is not None for mask in masks)
 
     def run(self, x: np.ndarray, mask: Mask) -> Tensor:
         """Logits (n, outputs) of x, float32 (n, inputs), under one mask; its weights are ready if it ran lately."""

@@ -16,18 +16,17 @@ from supsupd.learning.bank import Masks
 from supsupd.learning.features import FeatureModel
 from supsupd.learning.index import TaskIndex
 from supsupd.learning.inference import (
-    EVIDENCE,
     MethodUnavailable,
     NoSuperfluousNeurons,
     ObjectiveUnavailable,
     Scorer,
     Slopes,
     Superposition,
-    entropy,
     halving,
 )
+from supsupd.learning.joint import answer_together
 from supsupd.learning.labels import ClassList
-from supsupd.learning.normalise import Normaliser, TooFewRows
+from supsupd.learning.normalise import Normaliser
 from supsupd.learning.queries import Answer, Query, ServedTask, Shortlist
 from supsupd.learning.reference import Gauge, gauge_columns
 from supsupd.learning.reservoir import Recovery, pattern_hash
@@ -131,16 +130,31 @@ class Predictor:
 
         `method` and `objective` are the predictor's own unless given. Raises ShapeMismatch, ObjectiveUnavailable.
         """
+        (answer,) = answer_together(self, [(x, self.query(place, per_sample, method, objective))])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def query(
+        self, place: int | None, per_sample: bool, method: Method | None = None, objective: Objective | None = None
+    ) -> Query:
+        """A query, in the predictor's own way unless another is given. Raises ObjectiveUnavailable."""
         query = Query(place, per_sample, method or self.method, objective or self.objective)
         if query.objective == "g" and len(self.classes) >= self.scorer.network.architecture.outputs:
             raise NoSuperfluousNeurons(f"objective g needs more outputs than the {len(self.classes)} classes")
-        rows = self.normaliser(x)
-        if (query.per_sample or len(rows) == 1) and not self.scorer.network.architecture.row_alone:
-            raise TooFewRows("one row came, units normalised by the batch take at least 2 together (network.norm)")
-        if query.method != "recover" or query.place is not None:
-            return self._answer(rows, self.infer(rows, query), query)
-        places, recovered = self._recovered(rows, query)
-        return replace(self._answer(rows, places, query), recovered=recovered)
+        return query
+
+    def is_light(self, asked: Sequence[tuple[int, Query]]) -> bool:
+        """Whether answers to queries of so many rows take a millisecond at most together, and wait for nothing."""
+        inferred = [query for _, query in asked if query.place is None]
+        if any(query.method != "exact" or query.objective == "features" for query in inferred):
+            return False
+        if inferred and self._shortened:
+            return False
+        masks = [self.tasks[query.place].mask for _, query in asked if query.place is not None]
+        masks += self.masks if inferred else ()
+        rows = sum(rows * (len(self.tasks) if query.place is None else 1) for rows, query in asked)
+        return self.scorer.is_light(rows, masks)
 
     def infer(self, rows: np.ndarray, query: Query) -> np.ndarray:
         """The place of each normalised row's mask (n,): given, or inferred for each row or for all together."""
@@ -200,9 +214,9 @@ class Predictor:
     def _gauges(self, objective: Objective, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation (places,) of an evidence under each mask on its own task."""
         if len(places) < len(self.tasks):
-            return gauge_columns([self._gauge(place, objective) for place in places.tolist()])
+            return gauge_columns([self.gauge(place, objective) for place in places.tolist()])
         if objective not in self._columns:
-            self._columns[objective] = gauge_columns([self._gauge(place, objective) for place in places.tolist()])
+            self._columns[objective] = gauge_columns([self.gauge(place, objective) for place in places.tolist()])
         return self._columns[objective]
 
     @cached_property
@@ -214,7 +228,7 @@ class Predictor:
         """SHA-256 of each mask, in the order of the places."""
         return tuple(pattern_hash(task.packed) for task in self.tasks)
 
-    def _recovered(self, rows: np.ndarray, query: Query) -> tuple[np.ndarray, np.ndarray]:
+    def recovered(self, rows: np.ndarray, query: Query) -> tuple[np.ndarray, np.ndarray]:
         """The place of each row's mask (n,), and whether it was found by descent (n,)."""
         if self.recovery is None:
             raise MethodUnavailable("method recover needs a reservoir (reservoir.enabled = true)")
@@ -240,11 +254,11 @@ class Predictor:
         if len(places):
             surprises = self._surprise(rows, places, query.judged).mean(axis=1)
             best = int(places[surprises.argmin()])
-            if surprises.min() <= self._gauge(best, query.judged).limit(len(rows), self.false_alarm):
+            if surprises.min() <= self.gauge(best, query.judged).limit(len(rows), self.false_alarm):
                 return best, self._hashes[best] == found
         return int(self._exact(rows, query.objective, per_sample=False)[0]), False
 
-    def _probabilities(self, place: int, logits: Tensor) -> Tensor:
+    def probabilities(self, place: int, logits: Tensor) -> Tensor:
         """Of the classes, from their logits (n, classes): over all, or over those that the mask's task has seen."""
         if not self.labels_shared:
             unseen = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
@@ -258,35 +272,6 @@ class Predictor:
         x = torch.from_numpy(rows).to(self.scorer.network.device)
         return self.features.surprise(x, [self.tasks[place].task_id for place in places.tolist()])
 
-    def _gauge(self, place: int, objective: Objective) -> Gauge:
+    def gauge(self, place: int, objective: Objective) -> Gauge:
         """A mask's record of an evidence; one that was never measured leaves values as they are."""
         return self.tasks[place].evidence.get(objective, Gauge(variance=1.0))
-
-    def _answer(self, rows: np.ndarray, places: np.ndarray, query: Query) -> Answer:
-        """Runs each row under its mask, once: the answer and what it says about being at home come from the same."""
-        count, classes = len(rows), len(self.classes)
-        probabilities = np.empty((count, classes), np.float32)
-        entropies, surprise = np.empty(count, np.float32), np.empty(count)
-        for place in np.unique(places):
-            mine = places == place
-            logits = self.scorer.run(rows[mine], self.masks[place])
-            probabilities[mine] = self._probabilities(place, logits[:, :classes]).cpu().numpy()
-            entropies[mine] = entropy(logits).cpu().numpy()
-            raw = entropies[mine]
-            if query.judged != "entropy":
-                raw = EVIDENCE[query.judged](logits, classes).cpu().numpy()
-            surprise[mine] = self._gauge(place, query.judged).surprise(raw)
-        if not query.per_sample:
-            surprise = np.full(count, surprise.mean())
-        averaged = 1 if query.per_sample else count
-        gauges = [self._gauge(place, query.judged) for place in places.tolist()]
-        limits = np.array([gauge.limit(averaged, self.false_alarm) for gauge in gauges])
-        return Answer(
-            predicted=probabilities.argmax(axis=1),
-            probabilities=probabilities,
-            task=np.array([self.tasks[place].task_id for place in places.tolist()], dtype=np.int64),
-            entropy=entropies,
-            known=surprise <= limits,
-            surprise=float(surprise.mean()),
-            limit=float(limits.mean()),
-        )
