@@ -44,7 +44,8 @@ from supsupd.reading import process_decoder
 from supsupd.service import Service
 from supsupd.serving.app import create_app
 from supsupd.serving.front import Front
-from supsupd.serving.server import HttpServer, SocketRefused, bind_unix
+from supsupd.serving.listeners import SocketRefused, bind_unix
+from supsupd.serving.server import Server
 from supsupd.sources import make_sources
 from supsupd.staging import Staging
 from supsupd.worker import Worker
@@ -142,7 +143,7 @@ class Daemon:
             self._failure = text, EXIT_BUSY if taken else EXIT_IO
         self._stopping.set()
 
-    def _startup(self, stack: ExitStack) -> HttpServer:
+    def _startup(self, stack: ExitStack) -> Server:
         settings = self._settings
         use_threads(settings.learning.threads)
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -164,7 +165,8 @@ class Daemon:
         for source in make_sources(settings, database):
             intake.add(source)
         service = Service(settings, database, worker, intake, self._health)
-        server = HttpServer(create_app(Front(service, settings.serving)), [bind_unix(settings.socket)])
+        front = Front(service, settings.serving)
+        server = Server(front, create_app(front), [bind_unix(settings.socket)])
         server.start()
         stack.callback(self._shutdown, server, worker, intake, service)
         for progress in intake.progress:
@@ -191,7 +193,7 @@ class Daemon:
         thread.start()
         self._threads.append(thread)
 
-    def _shutdown(self, server: HttpServer, worker: Worker, intake: Intake, service: Service) -> None:
+    def _shutdown(self, server: Server, worker: Worker, intake: Intake, service: Service) -> None:
         """Refuses new work, lets what runs end; a batch in training is simply redone at the next start."""
         self._stopping.set()
         log.info("stopping")

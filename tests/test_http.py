@@ -13,7 +13,8 @@ import pytest
 from asking import predicted
 from tiny_engine import INPUTS, TinyEngine, serving
 
-from supsupd.serving.server import MAX_SOCKET_PATH, SocketInUse, SocketRefused, bind_unix
+from supsupd.paths import MAX_SOCKET_PATH
+from supsupd.serving.listeners import SocketInUse, SocketRefused, bind_unix
 
 INFER = "/v2/models/supsup/infer"
 ROW = [[1.0] * INPUTS]

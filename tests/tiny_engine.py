@@ -11,7 +11,8 @@ from supsupd.sections import ServingSettings
 from supsupd.serving.app import create_app
 from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskUnknown
 from supsupd.serving.front import Front
-from supsupd.serving.server import HttpServer, bind_unix
+from supsupd.serving.listeners import bind_tcp, bind_unix
+from supsupd.serving.server import Server
 
 INPUTS, CLASSES = 4, 3
 
@@ -215,11 +216,21 @@ class TinyEngine:
 
 
 @contextlib.contextmanager
-def serving(engine, path: Path, **limits):
-    """`engine` behind a real uvicorn on a real Unix socket at `path`."""
-    server = HttpServer(create_app(Front(engine, ServingSettings(**limits))), [bind_unix(path)])
+def serving(engine, path: Path, tcp=False, access=None, tls=None, services=(), **limits):
+    """`engine` behind a real server on a real Unix socket at `path`; with `tcp` on a free port of 127.0.0.1 too.
+
+    Gives the server; the port is `port_of` it.
+    """
+    front = Front(engine, ServingSettings(**limits))
+    listeners = [bind_unix(path), *([bind_tcp("127.0.0.1", 0, tls)] if tcp else [])]
+    server = Server(front, create_app(front, access), listeners, services, access)
     server.start()
     try:
         yield server
     finally:
         server.stop(1.0)
+
+
+def port_of(server):
+    """The TCP port that a server listens on."""
+    return next(int(listener.address.rpartition(":")[2]) for listener in server.listeners if not listener.is_unix)

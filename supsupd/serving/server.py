@@ -1,156 +1,71 @@
-"""Listening: a Unix socket that is ours alone, and uvicorn in a thread of its own."""
+"""Serving: one event loop in a thread of its own, from the first connection to the end of the last."""
+
+from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import json
-import os
-import socket
-import stat
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import time
+from collections.abc import Sequence
+from email.utils import formatdate
+from typing import Protocol
 
-import h11
 import structlog
 import uvicorn
+import uvloop
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from supsupd.paths import MAX_SOCKET_PATH
-from supsupd.serving.access import CALLER, Access
+from supsupd.serving.accepting import Acceptor, Place
+from supsupd.serving.access import Access
+from supsupd.serving.connection import Connection, Shared
+from supsupd.serving.front import Front
+from supsupd.serving.listeners import Listener
 
 log = structlog.get_logger("supsupd.serving")
-BACKLOG = 128
+QUIET_SECONDS = 0.05
+"""How long a server that stops still reads from connections that are idle: a request on its way is told so."""
+CUT_SECONDS = 0.5
+"""How long those that are cut off may take to end."""
 
 
-class SocketRefused(Exception):
-    """The socket can't be made at this path; the text says why, in one line."""
+class BesideHttp(Protocol):
+    """What lives and ends with the server, in its event loop."""
+
+    async def start(self) -> None:
+        """Returns once it serves."""
+
+    async def stop(self, grace: float) -> None:
+        """Refuses what is new, and gives the rest `grace` seconds."""
 
 
-class SocketInUse(SocketRefused):
-    """A live server answers at this path."""
+class Server:
+    """Serves `app`, and `services` beside it, from its own thread; signals stay with the main thread.
 
-
-def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
-    """A socket that listens at `path` with the permissions `mode`; a missing folder is made, 0700.
-
-    The socket file of a dead server is replaced. Raises SocketInUse where a live server answers, and
-    SocketRefused for anything else in the way.
+    Args:
+        front: has the limits, and says whether the server drains.
+        app: answers requests.
+        listeners: where; they are closed at the end.
+        services: started and stopped with the server.
+        access: knows who may use a Unix socket.
     """
-    path = path.absolute()
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        raise SocketRefused(f"{path} is longer than the {MAX_SOCKET_PATH} bytes that a Unix socket's path may have")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.parent.stat().st_uid not in (0, os.geteuid()):
-            raise SocketRefused(f"{path.parent} is another user's folder: its owner could replace the socket")
-        with _folder_lock(path.parent):
-            _clear_stale(path)
-            return _listen(path, mode)
-    except OSError as error:
-        raise SocketRefused(f"{path} can't be made a socket: {error.strerror or error}") from error
 
-
-@contextlib.contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    # Of two daemons that start at once, one must not remove the socket that the other has just made.
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _clear_stale(path: Path) -> None:
-    try:
-        kind = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(kind):
-        raise SocketRefused(f"{path} exists and is not a socket; it is left alone")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            log.info("stale_socket_replaced", path=str(path))
-            return
-        except (BlockingIOError, TimeoutError):
-            pass  # its backlog is full: alive and busy
-    raise SocketInUse(f"{path} is the socket of another server that answers")
-
-
-def _listen(path: Path, mode: int) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(path))
-        path.chmod(mode)  # before listen: nobody can connect while the mode is the umask's
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-class _Http(H11Protocol):
-    """What is not HTTP at all gets the same kind of error as everything else; every request carries its peer's uid."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        super().connection_made(transport)
-        connection = transport.get_extra_info("socket")
-        if connection.family == socket.AF_UNIX:
-            access: Access = self.config.app.state.access  # type: ignore[union-attr]  # of `create_app`
-            caller = access.caller_of_unix(connection)
-            if caller is None:
-                transport.abort()
-            else:
-                self.app_state = {**self.app_state, CALLER: caller}
-
-    def send_400_response(self, msg: str) -> None:
-        body = json.dumps({"error": f"bad_request: {msg}"}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"connection", b"close"),
-        ]
-        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-
-class _Uvicorn(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, serving: threading.Event) -> None:
-        super().__init__(config)
-        self.serving = serving
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.serving.set()
-
-
-class HttpServer:
-    """Serves `app` on `sockets` (of `bind_unix`) from its own thread; signals stay with the main thread."""
-
-    def __init__(self, app: ASGIApp, sockets: Sequence[socket.socket]) -> None:
-        config = uvicorn.Config(
-            app,
-            http=_Http,
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            backlog=BACKLOG,
-        )
-        self._sockets = list(sockets)
-        self._files = [(path := Path(s.getsockname()), _identity(path)) for s in self._sockets]
+    def __init__(
+        self,
+        front: Front,
+        app: ASGIApp,
+        listeners: Sequence[Listener],
+        services: Sequence[BesideHttp] = (),
+        access: Access | None = None,
+    ) -> None:
+        self._front = front
+        self._access = access or Access(lambda: front.limits)
+        self.listeners = listeners
+        self._services = services
+        self._shared = Shared(front, _protocol_config(app))
+        self._acceptor: Acceptor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._grace = 0.0
         self._settled = threading.Event()
-        self._server = _Uvicorn(config, self._settled)
         self._thread = threading.Thread(target=self._run, name="supsupd-http", daemon=True)
 
     @property
@@ -162,35 +77,77 @@ class HttpServer:
         """Returns once requests are answered. Raises RuntimeError if serving did not start."""
         self._thread.start()
         self._settled.wait()
-        if not self._server.started:
+        if self._stop is None:
             raise RuntimeError("the HTTP server did not start; the log says why")
 
     def stop(self, timeout: float = 8.0) -> bool:
-        """Removes the socket files, gives the requests in progress `timeout` seconds to end, then cuts them
-        off. Returns whether the thread has ended."""
-        for path, identity in self._files:
-            if _identity(path) == identity:  # else it is another's by now
-                path.unlink(missing_ok=True)
-        self._server.config.timeout_graceful_shutdown = max(1, int(timeout))
-        self._server.should_exit = True
-        if self.alive:
-            self._thread.join(timeout + 1.0)
-        for listener in self._sockets:
+        """Removes the socket files, gives the requests in progress `timeout` seconds to end, then refuses them.
+        Returns whether the thread has ended."""
+        self._front.draining = True
+        for listener in self.listeners:
+            listener.remove_file()
+        if self._loop is not None and self._stop is not None and self.alive:
+            self._grace = timeout
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(timeout + 2 * CUT_SECONDS)
+        for listener in self.listeners:
             listener.close()
         return not self.alive
 
     def _run(self) -> None:
         try:
-            self._server.run(sockets=self._sockets)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._serve())
         except Exception:  # the thread's edge: the daemon sees it in `alive`
             log.exception("http_server_failed")
         finally:
             self._settled.set()
 
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        acceptor = Acceptor(self.listeners, self._front, self._access, self._connection)
+        acceptor.arrivals = self._shared.arrivals
+        for service in self._services:
+            await service.start()
+        self._keep_date()
+        acceptor.start()
+        self._stop = asyncio.Event()
+        self._settled.set()
+        await self._stop.wait()
+        acceptor.stop()
+        stops = [service.stop(self._grace) for service in self._services]
+        await asyncio.gather(self._end_connections(acceptor), *stops)
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+    def _connection(self, place: Place) -> Connection:
+        return Connection(self._shared, place)
+
+    def _keep_date(self) -> None:
+        self._shared.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+        asyncio.get_running_loop().call_later(1.0, self._keep_date)
+
+    async def _end_connections(self, acceptor: Acceptor) -> None:
+        self._shared.stopping = True
+        deadline = time.monotonic() + self._grace
+        await self._empty(acceptor, QUIET_SECONDS)
+        for connection in list(self._shared.connections):
+            connection.end()
+        await self._empty(acceptor, deadline - time.monotonic())
+        for connection in list(self._shared.connections):
+            connection.cut()
+        for task in self._shared.tasks:
+            task.cancel()
+        await self._empty(acceptor, CUT_SECONDS)
+
+    async def _empty(self, acceptor: Acceptor, seconds: float) -> None:
+        """Waits for the last connection's end, at most so long."""
+        try:
+            await asyncio.wait_for(acceptor.empty.wait(), seconds)
+        except TimeoutError:
+            pass
+
+
+def _protocol_config(app: ASGIApp) -> uvicorn.Config:
+    """What uvicorn's protocol wants to know; everything else is ours."""
+    config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False)
+    config.load()
+    return config
