@@ -1,0 +1,141 @@
+"""Calls over gRPC: who is let in, how long a request may take to come, and what every error looks like."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+import grpc
+import grpc.aio
+import structlog
+
+from supsupd.choices import Role
+from supsupd.serving.access import Access, Caller
+from supsupd.serving.engine import DeadlineExceeded, EngineError
+from supsupd.serving.front import Front
+from supsupd.serving.grpc_messages import MESSAGE
+from supsupd.serving.grpc_methods import Call, Method, Methods
+from supsupd.serving.strict_json import ProtocolError
+
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+}
+"""What an error of the engine, with a status as in HTTP, is called by gRPC."""
+
+log = structlog.get_logger("supsupd.serving")
+Context = Any  # grpc.aio.ServicerContext, which has no types
+
+
+class Calls:
+    """The handlers of all methods, made in the event loop that they run in.
+
+    A method of one message is read by hand, as a stream is: who asks is looked at before the message has come, and it
+    has a time to come in.
+
+    Args:
+        front: gives the limits.
+        methods: answer.
+        access: decides who is let in over TCP; a Unix socket lets in whom its mode does.
+    """
+
+    def __init__(self, front: Front, methods: Methods, access: Access) -> None:
+        self._front = front
+        self._methods = methods
+        self._access = access
+        self._ending = asyncio.get_running_loop().create_future()
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
+        handlers = {
+            name: grpc.stream_unary_rpc_method_handler(partial(self._answer, name, method))
+            for name, method in self._methods.all().items()
+        }
+        return {**handlers, "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream)}
+
+    def end_streams(self) -> None:
+        """Streams that wait for their client end; an answer that is being made is still sent."""
+        self._ending.set_result(None)
+
+    async def _answer(self, name: str, method: Method, _: object, context: Context) -> bytes:
+        try:
+            call = self._let_in(context, method.role)
+            response: bytes = (await method.answer(await self._read(context), call)).SerializeToString()
+            return response
+        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller is told in our words
+            code, text = _refusal(name, error)
+        return await context.abort(code, text)  # raises
+
+    async def _stream(self, _: object, context: Context) -> None:
+        try:
+            while (payload := await self._next(context)) is not grpc.aio.EOF:
+                call = self._let_in(context, "predict")  # for each: a token may have been revoked
+                await context.write(await self._stream_answer(payload, call))
+            return
+        except Exception as error:  # noqa: BLE001 - as above
+            code, text = _refusal("ModelStreamInfer", error)
+        await context.abort(code, text)
+
+    async def _stream_answer(self, payload: bytes, call: Call) -> bytes:
+        """What is wrong with one request is told in its answer: the stream goes on."""
+        try:
+            response = MESSAGE["ModelStreamInferResponse"](infer_response=await self._methods.infer(payload, call))
+        except Exception as error:  # noqa: BLE001 - as above
+            response = MESSAGE["ModelStreamInferResponse"](error_message=_refusal("ModelStreamInfer", error)[1])
+        answer: bytes = response.SerializeToString()
+        return answer
+
+    def _let_in(self, context: Context, role: Role | None) -> Call:
+        """Raises Unauthenticated and Forbidden."""
+        caller = None
+        if role is not None:
+            caller = self._caller_of(context)
+            caller.require(role)
+        return Call(caller, context.time_remaining())
+
+    def _caller_of(self, context: Context) -> Caller:
+        if context.peer().startswith("unix:"):
+            return self._access.caller_of_file()
+        given = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+        return self._access.caller_of_token(given[0] if len(given) == 1 else None)
+
+    async def _read(self, context: Context) -> bytes:
+        """The one message of a call."""
+        seconds = self._front.limits.body_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                payload = await context.read()
+        except TimeoutError:
+            raise EngineError(f"the request did not come within {seconds:g} s", 408) from None
+        if payload is grpc.aio.EOF:
+            raise ProtocolError("bad_request: expected a message")
+        message: bytes = payload
+        return message
+
+    async def _next(self, context: Context) -> Any:
+        """The next message of a stream, or EOF."""
+        reading = asyncio.ensure_future(context.read())
+        await asyncio.wait((reading, self._ending), return_when=asyncio.FIRST_COMPLETED)
+        if reading.done():
+            return reading.result()
+        reading.cancel()
+        raise EngineError("shutting_down: the daemon takes no more requests", 503)
+
+
+def _refusal(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
+    """What a caller is told of an error; of one that is a bug of ours, nothing."""
+    if isinstance(error, DeadlineExceeded):
+        return grpc.StatusCode.DEADLINE_EXCEEDED, error.text
+    if isinstance(error, EngineError):
+        return CODES.get(error.status, grpc.StatusCode.INTERNAL), error.text
+    if isinstance(error, ProtocolError):
+        return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+    log.error("call_failed", method=name, exc_info=error)
+    return grpc.StatusCode.INTERNAL, "internal error; the daemon's log says more"

@@ -1,0 +1,89 @@
+"""Requests and answers of ModelInfer: messages of gRPC to what REST and gRPC share, and back. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from supsupd.serving.grpc_messages import MESSAGE
+from supsupd.serving.protocol import InferAnswer, InferRequest, RequestedOutput
+from supsupd.serving.strict_json import ProtocolError
+from supsupd.serving.tensors import Tensor, check_shape, from_json, from_raw, to_raw
+
+TYPED = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+"""Where the values of a datatype are that are not sent raw."""
+
+
+def decode_request(message: Any, seconds: float | None) -> InferRequest:
+    """The request in a ModelInferRequest.
+
+    seconds: what is left of the call's own deadline, which bounds its `timeout`. Raises ProtocolError.
+    """
+    parameters = decode_parameters(message.parameters)
+    if seconds is not None:
+        left = max(1, int(seconds * 1e6))
+        timeout = parameters.get("timeout")
+        parameters["timeout"] = min(timeout, left) if type(timeout) is int and timeout > 0 else left
+    return InferRequest(
+        _decode_inputs(message),
+        parameters,
+        tuple([RequestedOutput(output.name, decode_parameters(output.parameters)) for output in message.outputs]),
+        message.id or None,
+    )
+
+
+def decode_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of whichever type was set; None where none was."""
+    return {key: _value_of(choice) for key, choice in parameters.items()}
+
+
+def encode_answer(answer: InferAnswer) -> Any:
+    """A ModelInferResponse, with the bytes of each output in their order: Triton's clients read no others."""
+    message = MESSAGE["ModelInferResponse"](
+        model_name=answer.model_name, model_version=answer.model_version, id=answer.id or ""
+    )
+    for tensor in answer.outputs:
+        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        message.raw_output_contents.append(to_raw(tensor))
+    return message
+
+
+def _value_of(choice: Any) -> Any:
+    name = choice.WhichOneof("choice")
+    return None if name is None else getattr(choice, name)
+
+
+def _decode_inputs(message: Any) -> tuple[Tensor, ...]:
+    inputs, raw = message.inputs, message.raw_input_contents
+    if not raw:
+        return tuple([_decode_typed(told) for told in inputs])
+    if any(told.HasField("contents") for told in inputs):
+        raise ProtocolError("bad_request: the inputs come in contents or in raw_input_contents, not in both")
+    if len(raw) != len(inputs):
+        raise ProtocolError(f"bad_request: {len(inputs)} inputs take as many raw_input_contents, {len(raw)} came")
+    return tuple(
+        [from_raw(told.name[:64], told.datatype, tuple(told.shape), data) for told, data in zip(inputs, raw, strict=True)]
+    )
+
+
+def _decode_typed(told: Any) -> Tensor:
+    name, datatype, shape = told.name[:64], told.datatype, tuple(told.shape)
+    if datatype in ("FP16", "BF16"):
+        raise ProtocolError(f"bad_datatype: {datatype} data of {name} comes in raw_input_contents only")
+    values = list(getattr(told.contents, TYPED[datatype])) if datatype in TYPED else []
+    if datatype != "BYTES":
+        return from_json(name, datatype, shape, values)
+    return Tensor(name, datatype, check_shape(name, shape), values)

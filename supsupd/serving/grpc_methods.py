@@ -1,0 +1,160 @@
+"""What each method of the gRPC service answers: from message to message, over what REST and gRPC share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
+
+from supsupd.choices import Role
+from supsupd.serving.access import Caller
+from supsupd.serving.engine import EngineError
+from supsupd.serving.grpc_codec import decode_parameters, decode_request, encode_answer
+from supsupd.serving.grpc_messages import MESSAGE
+from supsupd.serving.models import Models
+from supsupd.serving.strict_json import ProtocolError
+
+SERVICE = "inference.GRPCInferenceService"
+LIGHT_BYTES = 1 << 18
+"""A request that is decoded in well under a millisecond, unless its values are not raw."""
+UNSUPPORTED = (
+    "TraceSetting",
+    "SystemSharedMemoryStatus",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus",
+    "CudaSharedMemoryRegister",
+    "CudaSharedMemoryUnregister",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who calls, None where that is everybody's business; and the seconds that are left, None for any number."""
+
+    caller: Caller | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method of the service.
+
+    Args:
+        answer: the response to a request's bytes; raises EngineError and ProtocolError.
+        role: who may call it; None: everybody.
+    """
+
+    answer: Callable[[bytes, Call], Awaitable[Any]]
+    role: Role | None = "predict"
+
+
+class Methods:
+    """The methods of the service, by their names.
+
+    Args:
+        models: answers.
+    """
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def all(self) -> dict[str, Method]:
+        return {
+            "ServerLive": Method(self._server_live, role=None),
+            "ServerReady": Method(self._server_ready, role=None),
+            "ServerMetadata": Method(self._server_metadata),
+            "ModelReady": Method(self._model_ready),
+            "ModelMetadata": Method(self._model_metadata),
+            "ModelConfig": Method(self._model_config),
+            "ModelInfer": Method(self.infer),
+            "ModelStatistics": Method(self._model_statistics),
+            "RepositoryIndex": Method(self._index),
+            "RepositoryModelLoad": Method(self._load, role="admin"),
+            "RepositoryModelUnload": Method(self._unload, role="admin"),
+            "LogSettings": Method(self._log_settings),
+            **dict.fromkeys(UNSUPPORTED, Method(_refuse_extension)),
+        }
+
+    async def infer(self, payload: bytes, call: Call) -> Any:
+        """The ModelInferResponse to a ModelInferRequest, alone or in a stream."""
+        if len(payload) <= LIGHT_BYTES:
+            request, decoded = _decode_infer(payload, call)
+        else:  # it would hold up the loop
+            request, decoded = await asyncio.to_thread(_decode_infer, payload, call)
+        return encode_answer(await self._models.infer(request.model_name, request.model_version, decoded))
+
+    async def _server_live(self, payload: bytes, call: Call) -> Any:
+        return MESSAGE["ServerLiveResponse"](live=True)
+
+    async def _server_ready(self, payload: bytes, call: Call) -> Any:
+        return MESSAGE["ServerReadyResponse"](ready=self._models.is_server_ready())
+
+    async def _server_metadata(self, payload: bytes, call: Call) -> Any:
+        return _encode("ServerMetadataResponse", self._models.server_metadata())
+
+    async def _model_ready(self, payload: bytes, call: Call) -> Any:
+        request = _decode("ModelReadyRequest", payload)
+        return MESSAGE["ModelReadyResponse"](ready=await self._models.is_ready(request.name, request.version))
+
+    async def _model_metadata(self, payload: bytes, call: Call) -> Any:
+        request = _decode("ModelMetadataRequest", payload)
+        return _encode("ModelMetadataResponse", await self._models.metadata(request.name, request.version))
+
+    async def _model_config(self, payload: bytes, call: Call) -> Any:
+        request = _decode("ModelConfigRequest", payload)
+        return _encode("ModelConfigResponse", {"config": await self._models.config(request.name, request.version)})
+
+    async def _model_statistics(self, payload: bytes, call: Call) -> Any:
+        request = _decode("ModelStatisticsRequest", payload)
+        return _encode("ModelStatisticsResponse", await self._models.statistics(request.name, request.version))
+
+    async def _index(self, payload: bytes, call: Call) -> Any:
+        request = _decode("RepositoryIndexRequest", payload)
+        return _encode("RepositoryIndexResponse", {"models": await self._models.index(request.ready)})
+
+    async def _load(self, payload: bytes, call: Call) -> Any:
+        request = _decode("RepositoryModelLoadRequest", payload)
+        by = call.caller and call.caller.name
+        await self._models.load(request.model_name, decode_parameters(request.parameters), by)
+        return MESSAGE["RepositoryModelLoadResponse"]()
+
+    async def _unload(self, payload: bytes, call: Call) -> Any:
+        request = _decode("RepositoryModelUnloadRequest", payload)
+        await self._models.unload(request.model_name, call.caller and call.caller.name)
+        return MESSAGE["RepositoryModelUnloadResponse"]()
+
+    async def _log_settings(self, payload: bytes, call: Call) -> Any:
+        changes = decode_parameters(_decode("LogSettingsRequest", payload).settings)
+        if changes and call.caller is not None:
+            call.caller.require("admin")
+        response = MESSAGE["LogSettingsResponse"]()
+        for key, value in self._models.log_settings(changes).items():
+            kinds = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+            setattr(response.settings[key], kinds[type(value)], value)
+        return response
+
+
+async def _refuse_extension(payload: bytes, call: Call) -> Any:
+    raise EngineError("extension_not_supported: there is no shared memory and no tracing of this kind here", 501)
+
+
+def _decode(name: str, payload: bytes) -> Any:
+    try:
+        return MESSAGE[name].FromString(payload)
+    except DecodeError:
+        raise ProtocolError(f"bad_request: expected a message {name}") from None
+
+
+def _decode_infer(payload: bytes, call: Call) -> Any:
+    message = _decode("ModelInferRequest", payload)
+    return message, decode_request(message, call.seconds)
+
+
+def _encode(name: str, value: dict[str, Any]) -> Any:
+    """What is told in JSON by REST; keys that gRPC has no field for are left out."""
+    return ParseDict(value, MESSAGE[name](), ignore_unknown_fields=True)
