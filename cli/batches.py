@@ -1,11 +1,14 @@
 """`supsup-cli batches`: what became of every batch, and what to do with those that were rejected."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.connection import AsJson, Socket, daemon
+from cli.connection import AsJson, asking
 from cli.output import print_pairs, print_rows
+
+if TYPE_CHECKING:
+    from supsupd.client import Client
 
 BATCH_FIELDS = ("batch", "name", "sha256", "state", "task", "decision", "reason")
 REJECTED_FIELDS = ("batch", "source", "name", "code", "reason", "state", "bytes", "at")
@@ -16,29 +19,27 @@ BatchIds = Annotated[list[int], typer.Argument(metavar="ID...", min=1, help="Num
 
 
 @batches_app.command("list")
+@asking
 def list_batches(
-    context: typer.Context,
+    client: "Client",
     state: Annotated[str | None, typer.Option(metavar="S", help="Only batches in this state.")] = None,
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many.")] = None,
-    socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
     """What became of every batch."""
-    with daemon(context, socket) as client:
-        rows = client.batches(state, limit)
+    rows = client.batches(state, limit)
     print_rows(rows, BATCH_FIELDS, as_json)
 
 
 @batches_app.command("show")
+@asking
 def show_batch(
-    context: typer.Context,
+    client: "Client",
     batch: Annotated[str, typer.Argument(metavar="ID", help="A batch's number, or the SHA-256 of its bytes.")],
-    socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
     """What became of one batch."""
-    with daemon(context, socket) as client:
-        row = client.batch(batch)
+    row = client.batch(batch)
     if as_json:
         print_rows([row], row, as_json)
     else:
@@ -46,30 +47,29 @@ def show_batch(
 
 
 @batches_app.command("rejected")
+@asking
 def list_rejected(
-    context: typer.Context,
+    client: "Client",
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many.")] = None,
-    socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
     """The batches that were refused, with the reason; their bytes are kept until they are dropped."""
-    with daemon(context, socket) as client:
-        rows = client.rejected(limit)
+    rows = client.rejected(limit)
     print_rows(rows, REJECTED_FIELDS, as_json)
 
 
 @batches_app.command("retry")
-def retry_batches(context: typer.Context, batches: BatchIds, socket: Socket = None) -> None:
+@asking
+def retry_batches(client: "Client", batches: BatchIds) -> None:
     """Send rejected batches in again, as new ones at the end of the queue."""
-    with daemon(context, socket) as client:
-        for batch in batches:
-            typer.echo(f"batch {batch} is batch {client.retry(batch)['batch']} now")
+    for batch in batches:
+        typer.echo(f"batch {batch} is batch {client.retry(batch)['batch']} now")
 
 
 @batches_app.command("drop")
-def drop_batches(context: typer.Context, batches: BatchIds, socket: Socket = None) -> None:
+@asking
+def drop_batches(client: "Client", batches: BatchIds) -> None:
     """Give up rejected batches: their bytes are removed, their rows stay."""
-    with daemon(context, socket) as client:
-        for batch in batches:
-            client.drop(batch)
-            typer.echo(f"batch {batch} is dropped")
+    for batch in batches:
+        client.drop(batch)
+        typer.echo(f"batch {batch} is dropped")

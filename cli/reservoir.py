@@ -1,12 +1,15 @@
 """`supsup-cli reservoir`: the masks that the Hopfield reservoir holds."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.connection import AsJson, Socket, daemon
+from cli.connection import AsJson, asking
 from cli.output import print_pairs, print_rows
+
+if TYPE_CHECKING:
+    from supsupd.client import Client
 
 reservoir_app = typer.Typer(
     help="The Hopfield reservoir of finished masks.", rich_markup_mode=None, no_args_is_help=True
@@ -19,10 +22,10 @@ def reservoir() -> None:
 
 
 @reservoir_app.command("show")
-def show_reservoir(context: typer.Context, socket: Socket = None, as_json: AsJson = False) -> None:
+@asking
+def show_reservoir(client: "Client", as_json: AsJson = False) -> None:
     """What it holds, what it costs against raw bits, and how many masks come back from it."""
-    with daemon(context, socket) as client:
-        values = client.reservoir()
+    values = client.reservoir()
     if as_json:
         print_rows([values], values, as_json)
         return

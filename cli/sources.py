@@ -1,11 +1,14 @@
 """`supsup-cli sources`: what batches come from."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.connection import AsJson, Socket, daemon
+from cli.connection import AsJson, asking
 from cli.output import print_rows, printable
+
+if TYPE_CHECKING:
+    from supsupd.client import Client
 
 SOURCE_FIELDS = ("name", "passes", "pending", "problem")
 
@@ -13,20 +16,19 @@ sources_app = typer.Typer(help="What batches come from.", rich_markup_mode=None,
 
 
 @sources_app.command("list")
-def list_sources(context: typer.Context, socket: Socket = None, as_json: AsJson = False) -> None:
+@asking
+def list_sources(client: "Client", as_json: AsJson = False) -> None:
     """What batches come from, and what keeps it from working."""
-    with daemon(context, socket) as client:
-        rows = client.sources()
+    rows = client.sources()
     print_rows(rows, SOURCE_FIELDS, as_json)
 
 
 @sources_app.command("accept")
+@asking
 def accept_gap(
-    context: typer.Context,
+    client: "Client",
     source: Annotated[str, typer.Argument(metavar="NAME", help="A source that stands still at a gap.")],
-    socket: Socket = None,
 ) -> None:
     """Accept what a source lost before it was read: it goes on behind the gap."""
-    with daemon(context, socket) as client:
-        gap = client.accept_gap(source)
+    gap = client.accept_gap(source)
     typer.echo(printable(f"accepted: {gap['reason']}"))

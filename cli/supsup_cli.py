@@ -7,7 +7,7 @@ import typer
 
 import supsupd
 from cli.batches import batches_app
-from cli.connection import AsJson, Socket, daemon
+from cli.connection import ENVIRONMENT, Address, AsJson, addressed, asking
 from cli.output import EXIT_BAD_DATA, fail, print_pairs, print_rows
 from cli.reservoir import reservoir_app
 from cli.sources import sources_app
@@ -15,6 +15,8 @@ from cli.tasks import tasks_app
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from supsupd.client import Client
 
 PREDICT_FIELDS = ("label", "task", "entropy", "known")
 
@@ -39,24 +41,22 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog=ENVIRONMENT)
+@addressed
 def main(
     context: typer.Context,
-    socket: Annotated[
-        Path | None,
-        typer.Option("--socket", envvar="SUPSUPD_SOCKET", metavar="PATH", help="The daemon's Unix socket."),
-    ] = None,
+    address: Address,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Talk to a running supsupd."""
-    context.obj = socket
+    context.obj = address
 
 
 @app.command()
-def status(context: typer.Context, socket: Socket = None, as_json: AsJson = False) -> None:
+@asking
+def status(client: "Client", as_json: AsJson = False) -> None:
     """What the daemon is doing."""
-    with daemon(context, socket) as client:
-        values = client.status()
+    values = client.status()
     if as_json:
         print_rows([values], values, as_json)
     else:
@@ -64,8 +64,9 @@ def status(context: typer.Context, socket: Socket = None, as_json: AsJson = Fals
 
 
 @app.command()
+@asking
 def predict(
-    context: typer.Context,
+    client: "Client",
     file: Annotated[
         Path,
         typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="An .npz with the member x, or an .npy."),
@@ -78,28 +79,25 @@ def predict(
     objective: Annotated[
         str | None, typer.Option(metavar="O", help="By what: entropy (H), g (G), energy or max-logit.")
     ] = None,
-    socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
     """The labels of a file's rows; the task is inferred, by default from all rows together."""
     x = _read_rows(file)
-    with daemon(context, socket) as client:
-        try:
-            rows = client.predict(x, task, per_sample, method, objective)
-        except ValueError as error:
-            fail(f"{file}: {error}", EXIT_BAD_DATA)
+    try:
+        rows = client.predict(x, task, per_sample, method, objective)
+    except ValueError as error:
+        fail(f"{file}: {error}", EXIT_BAD_DATA)
     print_rows(rows, PREDICT_FIELDS, as_json)
 
 
 @app.command()
+@asking
 def wait(
-    context: typer.Context,
+    client: "Client",
     timeout: Annotated[float | None, typer.Option(metavar="S", min=0, help="Give up after S seconds.")] = None,
-    socket: Socket = None,
 ) -> None:
     """Return once all that the sources have now has its state and nothing is queued."""
-    with daemon(context, socket) as client:
-        client.wait(timeout)
+    client.wait(timeout)
 
 
 def _read_rows(file: Path) -> "np.ndarray":

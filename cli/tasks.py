@@ -1,12 +1,15 @@
 """`supsup-cli tasks`: the tasks that the daemon has found, and what an operator does to them."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.connection import AsJson, Socket, daemon
+from cli.connection import AsJson, asking
 from cli.output import print_pairs, print_rows, printable
+
+if TYPE_CHECKING:
+    from supsupd.client import Client
 
 TASK_FIELDS = (
     "task",
@@ -34,25 +37,24 @@ BatchId = Annotated[int, typer.Argument(metavar="BATCH", min=1, help="The batch'
 
 
 @tasks_app.command("list")
+@asking
 def list_tasks(
-    context: typer.Context,
+    client: "Client",
     retired: Annotated[bool, typer.Option("--all", help="Also the retired and the merged ones.")] = False,
-    socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
     """The tasks in use."""
-    with daemon(context, socket) as client:
-        rows = client.tasks(retired)
+    rows = client.tasks(retired)
     fields = TASK_FIELDS + RETIRED_FIELDS if retired else TASK_FIELDS
     damaged = any(row.get("problem") for row in rows)
     print_rows(rows, (*fields, "problem") if damaged else fields, as_json)
 
 
 @tasks_app.command("show")
-def show_task(context: typer.Context, task: TaskId, socket: Socket = None, as_json: AsJson = False) -> None:
+@asking
+def show_task(client: "Client", task: TaskId, as_json: AsJson = False) -> None:
     """One task, with the decisions that led batches to it."""
-    with daemon(context, socket) as client:
-        row = client.task(task)
+    row = client.task(task)
     if as_json:
         print_rows([row], row, as_json)
         return
@@ -63,90 +65,86 @@ def show_task(context: typer.Context, task: TaskId, socket: Socket = None, as_js
 
 
 @tasks_app.command("rename")
+@asking
 def rename_task(
-    context: typer.Context,
+    client: "Client",
     task: TaskId,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '_', '.' and '-'.")],
-    socket: Socket = None,
 ) -> None:
     """Give a task a name."""
-    with daemon(context, socket) as client:
-        row = client.rename(task, name)
+    row = client.rename(task, name)
     typer.echo(f"task {row['task']} is now {printable(row['name'])}")
 
 
 @tasks_app.command("retire")
-def retire_task(context: typer.Context, task: TaskId, socket: Socket = None, as_json: AsJson = False) -> None:
+@asking
+def retire_task(client: "Client", task: TaskId, as_json: AsJson = False) -> None:
     """Serve, recognise and train a task no longer; nothing of it is lost."""
-    with daemon(context, socket) as client:
-        row = client.retire(task)
+    row = client.retire(task)
     _print_done(row, f"task {row['task']} is retired", as_json)
 
 
 @tasks_app.command("reopen")
-def reopen_task(context: typer.Context, task: TaskId, socket: Socket = None, as_json: AsJson = False) -> None:
+@asking
+def reopen_task(client: "Client", task: TaskId, as_json: AsJson = False) -> None:
     """Take a retired task into use again, as it was."""
-    with daemon(context, socket) as client:
-        row = client.reopen(task)
+    row = client.reopen(task)
     _print_done(row, f"task {row['task']} is in use again", as_json)
 
 
 @tasks_app.command("merge")
+@asking
 def merge_tasks(
-    context: typer.Context,
+    client: "Client",
     task: Annotated[str, typer.Argument(metavar="A", help="The task that keeps its mask.")],
     other: Annotated[str, typer.Argument(metavar="B", help="The task that it answers for from now on.")],
-    socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
     """Let task A answer for task B too, which is retired."""
-    with daemon(context, socket) as client:
-        row = client.merge(task, other)
+    row = client.merge(task, other)
     _print_done(row, f"task {row['task']} answers for {printable(other)} too: {row['batches']} batches", as_json)
 
 
 @tasks_app.command("split")
+@asking
 def split_task(
-    context: typer.Context,
+    client: "Client",
     task: TaskId,
     batch: Annotated[int, typer.Option("--from", metavar="BATCH", min=1, help="The first batch that goes.")],
-    socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new task of a task's batches from one on; the old one is again as it was before it."""
-    with daemon(context, socket) as client:
-        row = client.split(task, batch)
+    row = client.split(task, batch)
     _print_done(row, f"task {row['task']} has {row['batches']} batches from {batch} on", as_json)
 
 
 @tasks_app.command("history")
-def show_history(context: typer.Context, task: TaskId, socket: Socket = None, as_json: AsJson = False) -> None:
+@asking
+def show_history(client: "Client", task: TaskId, as_json: AsJson = False) -> None:
     """Every version of a task's mask: when, by whom and why it was made, and which one is served."""
-    with daemon(context, socket) as client:
-        rows = client.history(task)
+    rows = client.history(task)
     shown = rows if as_json else [{**row, "sha256": row["sha256"][:SHOWN_HASH]} for row in rows]
     print_rows(shown, HISTORY_FIELDS, as_json)
 
 
 @tasks_app.command("rollback")
+@asking
 def roll_task_back(
-    context: typer.Context,
+    client: "Client",
     task: TaskId,
     version: Annotated[int, typer.Option("--to", metavar="V", min=1, help="A version of `tasks history`.")],
-    socket: Socket = None,
     as_json: AsJson = False,
 ) -> None:
     """Give a task, as a new version, the mask that it had at an earlier one."""
-    with daemon(context, socket) as client:
-        row = client.rollback(task, version)
+    row = client.rollback(task, version)
     _print_done(row, f"task {row['task']} is as it was at version {version}, in version {row['version']}", as_json)
 
 
 @tasks_app.command("why")
-def explain_batch(context: typer.Context, batch: BatchId, socket: Socket = None, as_json: AsJson = False) -> None:
+@asking
+def explain_batch(client: "Client", batch: BatchId, as_json: AsJson = False) -> None:
     """Why a batch went where it went: all decisions about it, in words."""
-    with daemon(context, socket) as client:
-        story = client.why(batch)
+    story = client.why(batch)
     if as_json:
         print_rows([story], story, as_json)
         return

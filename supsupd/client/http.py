@@ -29,7 +29,7 @@ class _Connection(Requests):
         *,
         token: str | None = None,
         verify: Path | str | None = None,
-        certificate: tuple[Path | str, Path | str] | None = None,
+        certificate: Path | str | tuple[Path | str, Path | str] | None = None,
     ) -> None:
         """
         Args:
@@ -38,7 +38,9 @@ class _Connection(Requests):
             timeout: seconds for each request.
             token: as `supsupd token create` prints it.
             verify: a PEM file of the authorities that the daemon's certificate may be of; None: the system's.
-            certificate: PEM files of this client's own certificate and of its key.
+            certificate: a PEM file of this client's own certificate and its key, or one of each.
+
+        Raises ValueError for an address that is no URL, and OSError for a PEM file that can't be used.
         """
         self.address = str(address)
         self.timeout = timeout
@@ -49,12 +51,15 @@ class _Connection(Requests):
             transport = {"verify": False}
         else:
             transport = {"verify": False, "uds": self.address}
-        self._connect(
-            transport,
-            base_url="http://localhost" if "uds" in transport else self.address,
-            timeout=timeout,
-            headers={} if token is None else {"Authorization": f"Bearer {token}"},
-        )
+        try:
+            self._connect(
+                transport,
+                base_url="http://localhost" if "uds" in transport else self.address,
+                timeout=timeout,
+                headers={} if token is None else {"Authorization": f"Bearer {token}"},
+            )
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{self.address}: {error}") from None
 
     def _connect(self, transport: dict[str, Any], **settings: Any) -> None:
         raise NotImplementedError
@@ -148,9 +153,8 @@ class AsyncClient(_Connection):
         return step.read(response)
 
 
-def _trust(verify: Path | str | None, certificate: tuple[Path | str, Path | str] | None) -> ssl.SSLContext:
-    """Raises OSError for a file that can't be read or is none (ssl.SSLError is one too)."""
+def _trust(verify: Path | str | None, certificate: Path | str | tuple[Path | str, Path | str] | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=verify)
     if certificate is not None:
-        context.load_cert_chain(*certificate)
+        context.load_cert_chain(*(certificate if isinstance(certificate, tuple) else (certificate,)))
     return context
