@@ -1,5 +1,6 @@
 """The mask store: every version of every task's supermask, written once and verified at every load."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -181,6 +182,14 @@ def list_versions(session: Session, task_id: int) -> list[int]:
     """The versions of a task's mask, oldest first."""
     query = select(MaskVersionRow.version).where(MaskVersionRow.task_id == task_id)
     return list(session.scalars(query.order_by(MaskVersionRow.version)))
+
+
+def list_all_versions(session: Session) -> dict[int, list[int]]:
+    """The versions of every task's mask, oldest first."""
+    row, found = MaskVersionRow, defaultdict[int, list[int]](list)
+    for task_id, version in session.execute(select(row.task_id, row.version).order_by(row.task_id, row.version)):
+        found[task_id].append(version)
+    return found
 
 
 def list_made_by(session: Session, batch_ids: Collection[int]) -> list[Version]:

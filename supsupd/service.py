@@ -28,7 +28,16 @@ from supsupd.learning.joint import Refused, answer_together
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.queries import Answer, Query
-from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, Question, TaskUnknown
+from supsupd.serving.engine import (
+    BadInput,
+    BatchRefused,
+    EngineError,
+    NoModelYet,
+    Prediction,
+    Question,
+    TaskModel,
+    TaskUnknown,
+)
 from supsupd.staging import KeyReused, QueueFull
 from supsupd.story import tell
 from supsupd.views import (
@@ -171,6 +180,30 @@ class Service:
             "classes": list(predictor.classes.labels),
             "label_kind": predictor.classes.kind,
         }
+
+    def served_version(self, task: int) -> int | None:
+        predictor = self._worker.predictor
+        return None if predictor is None else predictor.version_of(task)
+
+    def task_models(self, task: int | None = None) -> list[TaskModel]:
+        with self._database.read() as session:
+            if task is None:
+                rows, versions = tasks.list_tasks(session, retired=True), masks.list_all_versions(session)
+            elif (row := tasks.get_task(session, task)) is None:
+                raise TaskUnknown(task)
+            else:
+                rows, versions = [row], {task: masks.list_versions(session, task)}
+        damaged = self._damaged()
+        return [self._task_model(row, versions[row.id], damaged.get(row.id)) for row in rows]
+
+    def _task_model(self, row: TaskRow, versions: list[int], problem: str | None) -> TaskModel:
+        retired = row.retired_at is not None and row.merged_into is None
+        if retired:
+            problem = f"task {row.id} is retired"
+        elif row.merged_into is not None:
+            problem = f"task {row.id} was merged into task {row.merged_into}"
+        served = None if problem else self.served_version(row.id)
+        return TaskModel(row.id, tuple(versions), served, retired, problem)
 
     def status(self) -> dict[str, Any]:
         # In this order: what a pass has staged is counted, and what a counted batch sets off is waited for.
@@ -360,6 +393,7 @@ def _prediction(predictor: Predictor, answer: Answer) -> Prediction:
         entropy=answer.entropy,
         known=answer.known,
         classes=list(predictor.classes.labels),  # type: ignore[arg-type]
+        version=predictor.version_of(int(answer.task[0])) or 0,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from supsupd.sections import ServingSettings
 from supsupd.serving.app import create_app
-from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskUnknown
+from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskModel, TaskUnknown
 from supsupd.serving.front import Front
 from supsupd.serving.listeners import bind_tcp, bind_unix
 from supsupd.serving.server import Server
@@ -25,6 +25,7 @@ class TinyEngine:
         self.names = [f"task-{i + 1}" for i in range(tasks)]
         self.labels = list(labels)
         self.retired = set()
+        self.versions = {i + 1: [1, 2, 3] for i in range(tasks)}
         self.ledger = []
         self.keys = {}
         self.passes = 0
@@ -66,6 +67,7 @@ class TinyEngine:
             entropy=entropy[chosen, rows].astype(np.float32),
             known=entropy[chosen, rows] < 1.0,
             classes=self.labels,
+            version=self.versions[chosen[0] + 1][-1],
         )
 
     def is_light(self, questions):
@@ -73,7 +75,9 @@ class TinyEngine:
 
     def _route(self, entropy, task, per_sample):
         if task is not None:
-            return np.full(entropy.shape[1], self._resolve(task) - 1)
+            if (task_id := self._resolve(task)) in self.retired:
+                raise EngineError(f"task {task_id} is retired", 404)
+            return np.full(entropy.shape[1], task_id - 1)
         return entropy.argmin(0) if per_sample else np.full(entropy.shape[1], entropy.mean(1).argmin())
 
     def model(self):
@@ -81,6 +85,18 @@ class TinyEngine:
             return None
         kind = "str" if isinstance(self.labels[0], str) else "int"
         return {"input_shape": [INPUTS], "classes": self.labels, "label_kind": kind}
+
+    def served_version(self, task):
+        return self.versions[task][-1] if task in self.versions and task not in self.retired else None
+
+    def task_models(self, task=None):
+        if task is not None and task not in self.versions:
+            raise TaskUnknown(task)
+        return [self._task_model(found) for found in self.versions if task in (None, found)]
+
+    def _task_model(self, task):
+        problem = f"task {task} is retired" if task in self.retired else None
+        return TaskModel(task, tuple(self.versions[task]), self.served_version(task), problem is not None, problem)
 
     def status(self):
         self.polls_until_settled -= self.passes > 0
@@ -135,6 +151,7 @@ class TinyEngine:
         return self._row(task_id)
 
     def reopen(self, reference, by=None):
+        self.asked_by = by
         self.retired.discard(self._resolve(reference))
         return self._row(self._resolve(reference))
 
@@ -149,7 +166,9 @@ class TinyEngine:
 
     def rollback(self, reference, version, by=None):
         self.asked_by = by
-        return self._row(self._resolve(reference)) | {"version": version + 1}
+        task_id = self._resolve(reference)
+        self.versions[task_id].append(len(self.versions[task_id]) + 1)
+        return self._row(task_id) | {"version": version + 1}
 
     def history(self, reference):
         self._resolve(reference)

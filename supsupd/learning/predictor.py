@@ -111,6 +111,11 @@ class Predictor:
     def _slopes(self, objective: Objective, everything: Superposition | None) -> Slopes:
         return Slopes(self.scorer, self.masks, objective, len(self.classes), everything)
 
+    def version_of(self, task_id: int) -> int | None:
+        """The version of the mask that is served for a task itself; None where none is."""
+        place, there = self._found(task_id)
+        return self.tasks[place].version if there else None
+
     def place_of(self, task_id: int) -> int | None:
         """Where the mask is that answers for a task; None when none is served."""
         while task_id in self.merged:

@@ -12,6 +12,7 @@ from supsupd.serving.bodies import error_answer
 from supsupd.serving.engine import EngineError
 from supsupd.serving.front import Front
 from supsupd.serving.inference import Inference
+from supsupd.serving.models import Models
 from supsupd.serving.native import Native
 
 
@@ -19,7 +20,7 @@ def create_app(front: Front, access: Access | None = None) -> Starlette:
     """The ASGI application that serves what is behind `front`, to those whom `access` lets in; None: over the Unix
     socket alone."""
     access = access or Access(lambda: front.limits)
-    routes = [*Inference(front).routes(), *Native(front).routes()]
+    routes = [*Inference(front, Models(front)).routes(), *Native(front).routes()]
     open_paths = [route.path for route in routes if route.role is None]
     app = Starlette(
         routes=routes,

@@ -17,6 +17,15 @@ Reason = Literal["idle", "full", "window"]
 """Why a pass began: there was room for it and no window is set; it is as large as may be; the window was over."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Questions that are answered together; `number` counts from 1."""
+
+    number: int
+    rows: int
+    began: float  # monotonic
+
+
 @dataclass(slots=True)
 class _Waiting:
     question: Question
@@ -24,12 +33,14 @@ class _Waiting:
     deadline: float  # monotonic
     since: float
     answer: asyncio.Future[Prediction | EngineError]
+    taken: Callable[[Pass], None] | None = None
 
 
 @dataclass(slots=True)
 class Passes:
     """What has been dispatched, for whoever counts it."""
 
+    count: int = 0
     by_reason: Counter[Reason] = field(default_factory=Counter)
     requests: int = 0
     rows: int = 0
@@ -62,15 +73,17 @@ class Batcher:
         """How many questions wait."""
         return len(self._waiting)
 
-    async def ask(self, question: Question, timeout: float | None = None) -> Prediction | EngineError:
-        """The answer; a refusal is one too."""
+    async def ask(
+        self, question: Question, timeout: float | None = None, taken: Callable[[Pass], None] | None = None
+    ) -> Prediction | EngineError:
+        """The answer; a refusal is one too. taken: told of the pass that answers, when it begins."""
         limits = self._limits()
         if len(self._waiting) >= limits.queue_requests:
             return TooManyQueries(len(self._waiting))
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         patience = limits.query_seconds if timeout is None else min(timeout, limits.query_seconds)
-        waiting = _Waiting(question, len(question.x), now + patience, now, loop.create_future())
+        waiting = _Waiting(question, len(question.x), now + patience, now, loop.create_future(), taken)
         self._waiting.append(waiting)
         self._rows += waiting.rows
         self._plan(loop, limits)
@@ -130,6 +143,11 @@ class Batcher:
             rows += waiting.rows
             taken.append(waiting)
             self.passes.queued_seconds += now - waiting.since
+        self.passes.count += bool(taken)
+        told = Pass(self.passes.count, rows, now)
+        for waiting in taken:
+            if waiting.taken is not None:
+                waiting.taken(told)
         self.passes.requests += len(taken)
         self.passes.rows += rows
         return taken

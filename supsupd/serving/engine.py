@@ -34,6 +34,22 @@ class Prediction:
     entropy: np.ndarray  # (n,) float32, nats
     known: np.ndarray  # (n,) bool
     classes: list[int] | list[str]  # what the columns of `probabilities` stand for
+    version: int = 0  # of the mask that answered the first row
+
+
+@dataclass(frozen=True, slots=True)
+class TaskModel:
+    """A task as a model of its own.
+
+    versions: those that its mask has had, the oldest first. served: the one that answers; None: none does, and
+    `problem` says why. retired: it can be taken into use again.
+    """
+
+    task: int
+    versions: tuple[int, ...]
+    served: int | None
+    retired: bool = False
+    problem: str | None = None
 
 
 class EngineError(Exception):
@@ -102,7 +118,7 @@ class Engine(Protocol):
     """
 
     def ready(self) -> bool:
-        """Whether `predict` can answer."""
+        """Whether `predict` can answer. Must not block."""
 
     def predict(self, questions: Sequence[Question]) -> list[Prediction | EngineError]:
         """What each is answered with: the same as if it came alone, up to the rounding of floating-point numbers.
@@ -116,6 +132,13 @@ class Engine(Protocol):
 
     def model(self) -> dict[str, Any] | None:
         """{"input_shape": [784], "classes": [...], "label_kind": "int" | "str"}; None: no network yet."""
+
+    def served_version(self, task: int) -> int | None:
+        """The version of its mask by which a task answers; None: it does not, or there is no such task. Must not
+        block."""
+
+    def task_models(self, task: int | None = None) -> list[TaskModel]:
+        """Every task that there has been, by id, or this one. Raises TaskUnknown."""
 
     def status(self) -> dict[str, Any]:
         """The daemon at a glance; "settled" and each source's "passes" are what `wait` looks at."""

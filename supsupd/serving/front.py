@@ -1,10 +1,13 @@
-"""What HTTP and gRPC share: the engine, the limits, and the way of a question through the queue."""
+"""What HTTP and gRPC share: the engine, the limits, the way of a question through the queue, and what is counted."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from supsupd.config import ServingSettings
-from supsupd.serving.batching import Batcher
+from supsupd.serving.batching import Batcher, Pass
 from supsupd.serving.engine import Engine, EngineError, Prediction, Question
+from supsupd.serving.statistics import Statistics
 
 
 class Front:
@@ -20,14 +23,18 @@ class Front:
         self.limits = limits
         self.draining = False
         self.batcher = Batcher(engine, lambda: self.limits)
+        self.statistics = Statistics()
 
-    async def infer(self, question: Question, timeout: float | None = None) -> Prediction:
+    async def infer(
+        self, question: Question, timeout: float | None = None, taken: Callable[[Pass], None] | None = None
+    ) -> Prediction:
         """The answer to a question, after those that came before it.
 
         timeout: seconds that it may wait for its turn; None: as configured, which is also the most.
+        taken: told of the pass that answers, when it begins.
         Raises EngineError: 429 where too many wait, 503 when its time is over, and what the engine says.
         """
-        answer = await self.batcher.ask(question, timeout)
+        answer = await self.batcher.ask(question, timeout, taken)
         if isinstance(answer, EngineError):
             raise answer
         return answer

@@ -1,76 +1,165 @@
 """Open Inference Protocol v2 under /v2."""
 
+import re
+from typing import Any
+
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-import supsupd
 from supsupd.serving import protocol
-from supsupd.serving.access import GuardedRoute
-from supsupd.serving.bodies import JsonAnswer, read_body
-from supsupd.serving.engine import MODEL_NAME, BadInput, NoModelYet
+from supsupd.serving.access import GuardedRoute, caller_of
+from supsupd.serving.bodies import CODINGS, JsonAnswer, compressed, error_answer, read_body
+from supsupd.serving.engine import NoModelYet
 from supsupd.serving.front import Front
+from supsupd.serving.loading import ExtensionNotSupported
+from supsupd.serving.models import Models
+from supsupd.serving.protocol import InferAnswer, InferRequest, ProtocolError
+from supsupd.serving.strict_json import field, parse_object
+from supsupd.serving.tensors import Tensor
 
 LIGHT_BYTES = 1 << 16
-"""A body that is decoded in well under a millisecond."""
+"""What is decoded, encoded or written in well under a millisecond; more is left to another thread."""
+JSON_BYTES = "inference-header-content-length"
+NOT_SERVED = (
+    "/v2/systemsharedmemory/{rest:path}",
+    "/v2/cudasharedmemory/{rest:path}",
+    "/v2/trace/setting",
+    "/v2/models/{model}/trace/setting",
+)
+_DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 class Inference:
     """Open Inference Protocol v2 under /v2."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, models: Models) -> None:
         self.front = front
-        self.engine = front.engine
+        self.models = models
 
     def routes(self) -> list[GuardedRoute]:
-        model = "/v2/models/{model}"
+        repository = "/v2/repository/models/{model}"
+        routes = []
+        for model in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+            routes += [
+                GuardedRoute(model + "/infer", self.infer, methods=["POST"]),
+                GuardedRoute(model, self.metadata),
+                GuardedRoute(model + "/ready", self.model_ready),
+                GuardedRoute(model + "/config", self.config),
+                GuardedRoute(model + "/stats", self.statistics),
+            ]
         return [
-            GuardedRoute(model + "/infer", self.infer, methods=["POST"]),  # first: they are tried in order
+            routes[0],  # first, and the one before `{model}`: they are tried in order
+            GuardedRoute("/v2/models/stats", self.statistics),
+            *routes[1:],
             GuardedRoute("/v2", self.server),
             GuardedRoute("/v2/", self.server),
             GuardedRoute("/v2/health/live", self.live, role=None),
             GuardedRoute("/v2/health/ready", self.ready, role=None),
-            GuardedRoute(model, self.model),
-            GuardedRoute(model + "/ready", self.ready),
+            GuardedRoute("/v2/repository/index", self.index, methods=["POST"]),
+            GuardedRoute(repository + "/load", self.load, methods=["POST"], role="admin"),
+            GuardedRoute(repository + "/unload", self.unload, methods=["POST"], role="admin"),
+            GuardedRoute("/v2/logging", self.logging),
+            GuardedRoute("/v2/logging", self.change_logging, methods=["POST"], role="admin"),
+            *(GuardedRoute(path, self.not_served, methods=["GET", "POST"]) for path in NOT_SERVED),
         ]
 
     async def server(self, request: Request) -> Response:
-        return JsonAnswer(protocol.server_metadata(supsupd.__version__))
+        return JsonAnswer(self.models.server_metadata())
 
     async def live(self, request: Request) -> Response:
         return JsonAnswer({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Of the server and of its one model alike: ready to predict."""
-        name = _model_name(request)
-        if not await run_in_threadpool(self.engine.ready):
+        if self.front.draining:
+            return error_answer(503, "shutting down")
+        if not self.models.is_server_ready():
             raise NoModelYet
-        return JsonAnswer({**name, "ready": True})
+        return JsonAnswer({"ready": True})
 
-    async def model(self, request: Request) -> Response:
-        _model_name(request)
-        model = await run_in_threadpool(self.engine.model)
-        if model is None:
-            raise NoModelYet
-        return JsonAnswer(protocol.model_metadata(model))
+    async def model_ready(self, request: Request) -> Response:
+        name, version = _model(request)
+        if (problem := await self.models.problem(name, version)) is not None:
+            raise problem
+        return JsonAnswer({"name": name, "ready": True})
+
+    async def metadata(self, request: Request) -> Response:
+        return JsonAnswer(await self.models.metadata(*_model(request)))
+
+    async def config(self, request: Request) -> Response:
+        return JsonAnswer(await self.models.config(*_model(request)))
+
+    async def statistics(self, request: Request) -> Response:
+        return JsonAnswer(await self.models.statistics(*_model(request)))
+
+    async def index(self, request: Request) -> Response:
+        ready = field(await self._object(request), "ready", bool, False)
+        listed = await self.models.index(ready)
+        return await run_in_threadpool(JsonAnswer, listed)
+
+    async def load(self, request: Request) -> Response:
+        parameters = field(await self._object(request), "parameters", dict, {})
+        await self.models.load(request.path_params["model"], parameters, caller_of(request).name)
+        return JsonAnswer({})
+
+    async def unload(self, request: Request) -> Response:
+        await self._object(request)
+        await self.models.unload(request.path_params["model"], caller_of(request).name)
+        return JsonAnswer({})
+
+    async def logging(self, request: Request) -> Response:
+        return JsonAnswer(self.models.log_settings())
+
+    async def change_logging(self, request: Request) -> Response:
+        return JsonAnswer(self.models.log_settings(await self._object(request), caller_of(request).name))
+
+    async def not_served(self, request: Request) -> Response:
+        raise ExtensionNotSupported("shared memory and trace settings are not served")
 
     async def infer(self, request: Request) -> Response:
-        _model_name(request)
-        if "inference-header-content-length" in request.headers:
-            raise BadInput("bad_request: binary tensor data is not supported; send JSON data")
+        name, version = _model(request)
+        body = await read_body(request, self.front.limits, CODINGS)
+        json_bytes = _json_bytes(request)
+        if json_bytes == 0:
+            asked = protocol.decode_raw(body, (await self.models.shapes())["input_shape"])
+        elif len(body) <= LIGHT_BYTES:
+            asked = protocol.decode_request(body, json_bytes)
+        else:
+            asked = await run_in_threadpool(protocol.decode_request, body, json_bytes)
+        answer = await self.models.infer(name, version, asked)
+        accepted = request.headers.get("accept-encoding", "")
+        if sum(_size(tensor) for tensor in answer.outputs) <= LIGHT_BYTES:
+            return _written(answer, asked)
+        return await run_in_threadpool(lambda: compressed(_written(answer, asked), accepted))
+
+    async def _object(self, request: Request) -> dict[str, Any]:
+        """The body, an object; none stands for an empty one."""
         body = await read_body(request, self.front.limits)
-        is_light = len(body) <= LIGHT_BYTES  # megabytes of JSON would hold up the loop as much as predicting
-        asked = protocol.decode_request(body) if is_light else await run_in_threadpool(protocol.decode_request, body)
-        prediction = await self.front.infer(asked.question)
-        if is_light:
-            return JsonAnswer(protocol.encode_response(prediction, asked))
-        return await run_in_threadpool(lambda: JsonAnswer(protocol.encode_response(prediction, asked)))
+        return parse_object(body) if body else {}
 
 
-def _model_name(request: Request) -> dict[str, str]:
-    """{"name": model} where the path names one, else {}. Raises 404 for any model but ours."""
-    name = request.path_params.get("model")
-    if name not in (None, MODEL_NAME):
-        raise HTTPException(404, f"unknown_model: the one model here is {MODEL_NAME}")
-    return {} if name is None else {"name": name}
+def _model(request: Request) -> tuple[str, str]:
+    """Name and version of the model that the path names; empty where it names none."""
+    return request.path_params.get("model", ""), request.path_params.get("version", "")
+
+
+def _json_bytes(request: Request) -> int | None:
+    """How much of the body is JSON; None: all of it. Raises ProtocolError."""
+    told = request.headers.get(JSON_BYTES)
+    if told is None:
+        return None
+    if not _DIGITS.fullmatch(told):
+        raise ProtocolError("bad_request: Inference-Header-Content-Length must be a number of bytes")
+    return int(told)
+
+
+def _size(tensor: Tensor) -> int:
+    """About how many bytes a tensor takes in the answer."""
+    return sum(map(len, tensor.data)) if isinstance(tensor.data, list) else tensor.data.nbytes
+
+
+def _written(answer: InferAnswer, asked: InferRequest) -> Response:
+    head, raw = protocol.encode_answer(answer, asked)
+    if not raw:
+        return Response(head, media_type="application/json")
+    return Response(b"".join([head, *raw]), media_type="application/octet-stream", headers={JSON_BYTES: str(len(head))})

@@ -1,232 +1,190 @@
-"""Open Inference Protocol v2 in its JSON form: bytes to arrays, predictions to JSON. Pure functions."""
+"""Open Inference Protocol v2 over REST: bodies to requests, answers to bodies, in JSON with or without raw tensors
+behind it. Pure functions; what a request and an answer are is the same for gRPC.
+"""
 
 import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
 from supsupd.choices import METHODS, OBJECTIVE_ALIASES, OBJECTIVES
-from supsupd.serving.engine import MODEL_NAME, Prediction, Question
+from supsupd.serving import strict_json
+from supsupd.serving.engine import Question
+from supsupd.serving.strict_json import ProtocolError, parse_object
+from supsupd.serving.tensors import Tensor, from_json, from_raw, to_json, to_raw
 
 Word = TypeVar("Word", bound=str)
-MAX_DIMENSIONS = 8
-DATATYPES = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-}
-DATATYPE_OF = {np.dtype(dtype): name for name, dtype in DATATYPES.items()}
-OUTPUTS = ("label", "probabilities", "task", "entropy", "known")
+INPUT = "x"
 
 
-class ProtocolError(ValueError):
-    """The request breaks the protocol; its text is "code: what is wrong" and it is the caller's to mend."""
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """An output that is asked for. parameters: `binary_data` (REST only), `classification`."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """One decoded request to predict."""
+    """A request to predict, from either wire. outputs: none means all of them."""
 
-    question: Question
-    outputs: tuple[str, ...] = OUTPUTS
+    inputs: tuple[Tensor, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[RequestedOutput, ...] = ()
     id: str | None = None
 
 
-def parse_json(body: bytes) -> Any:
-    """The value that `body` holds, strictly: UTF-8, no NaN, no key twice. Raises ProtocolError."""
-    try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except RecursionError:
-        raise ProtocolError("bad_json: nested too deep") from None
-    except ValueError as error:
-        raise ProtocolError(f"bad_json: {error}") from None
+@dataclass(frozen=True, slots=True)
+class InferAnswer:
+    """What a request is answered with: the outputs in the order in which they were asked for."""
+
+    model_name: str
+    model_version: str
+    id: str | None
+    outputs: list[Tensor] = field(default_factory=list)
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that `body` holds. Raises ProtocolError."""
-    value = parse_json(body)
-    if not isinstance(value, dict):
-        raise ProtocolError("bad_json: expected a JSON object")
-    return value
+def decode_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
+    """The request in the body of POST /v2/models/MODEL/infer.
+
+    json_bytes: how much of it is JSON, as Inference-Header-Content-Length says; raw tensors follow in the order of the
+    inputs. None: all of it. Raises ProtocolError.
+    """
+    if json_bytes is None:
+        json_bytes = len(body)
+    elif not 0 <= json_bytes <= len(body):
+        raise ProtocolError(
+            f"bad_request: Inference-Header-Content-Length says {json_bytes} bytes, the body has {len(body)}"
+        )
+    request = parse_object(body[:json_bytes])
+    outputs = strict_json.field(request, "outputs", list, [])
+    return InferRequest(
+        _decode_inputs(strict_json.field(request, "inputs", list, []), memoryview(body)[json_bytes:]),
+        strict_json.field(request, "parameters", dict, {}),
+        tuple([_decode_output(output) for output in outputs]),
+        strict_json.field(request, "id", str, None),
+    )
 
 
-def decode_request(body: bytes) -> InferRequest:
-    """The request in the JSON of POST /v2/models/supsup/infer. Raises ProtocolError."""
-    request = parse_object(body)
-    parameters = _field(request, "parameters", dict, {})
-    question = Question(
-        x=_decode_inputs(_field(request, "inputs", list, [])),
-        task=_decode_task(parameters.get("task")),
-        per_sample=_field(parameters, "per_sample", bool, False),
+def decode_raw(body: bytes, row_shape: Sequence[int]) -> InferRequest:
+    """The request whose body is one row in FP32 and nothing else; its outputs go back raw. Raises ProtocolError."""
+    return InferRequest((from_raw(INPUT, "FP32", (1, *row_shape), body),), {"binary_data_output": True})
+
+
+def encode_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, list[bytes]]:
+    """The JSON of an answer, and the raw tensors that follow it: those that are asked for so."""
+    all_raw = request.parameters.get("binary_data_output") is True
+    raw: list[bytes] = []
+    outputs = []
+    for place, tensor in enumerate(answer.outputs):
+        told: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if request.outputs[place].parameters.get("binary_data", all_raw) if request.outputs else all_raw:
+            raw.append(to_raw(tensor))
+            told["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            told["data"] = to_json(tensor)
+        outputs.append(told)
+    echo = {} if answer.id is None else {"id": answer.id}
+    head = {"model_name": answer.model_name, "model_version": answer.model_version, **echo, "outputs": outputs}
+    return json.dumps(head, allow_nan=False, separators=(",", ":")).encode(), raw
+
+
+def question_of(request: InferRequest, task: int | None = None) -> Question:
+    """What a request asks the engine. task: the one that its model stands for. Raises ProtocolError."""
+    parameters = request.parameters
+    asked = _decode_task(parameters.get("task"))
+    if None not in (task, asked) and asked not in (task, str(task), f"id:{task}"):
+        raise ProtocolError(f"bad_request: this model is task {task}; parameter task names another")
+    return Question(
+        x=_rows(request.inputs),
+        task=asked if task is None else task,
+        per_sample=strict_json.field(parameters, "per_sample", bool, False),
         method=_decode_word(parameters, "method", METHODS, {}),
         objective=_decode_word(parameters, "objective", OBJECTIVES, OBJECTIVE_ALIASES),
     )
-    return InferRequest(
-        question,
-        outputs=_decode_outputs(_field(request, "outputs", list, [])),
-        id=_field(request, "id", str, None),
-    )
+
+
+def timeout_of(request: InferRequest) -> float | None:
+    """Seconds that a request gives itself: parameter `timeout`, in microseconds; 0 is none. Raises ProtocolError."""
+    microseconds = strict_json.field(request.parameters, "timeout", int, 0)
+    if microseconds < 0:
+        raise ProtocolError("bad_request: timeout must be 0 or more microseconds")
+    return microseconds / 1e6 or None
+
+
+def classes_wanted(output: RequestedOutput) -> int | None:
+    """How many of the most probable classes an output is to be told as; None: all, as numbers. Raises ProtocolError."""
+    wanted: int | None = strict_json.field(output.parameters, "classification", int, None)
+    if wanted is not None and wanted < 1:
+        raise ProtocolError("bad_request: classification must be 1 or more classes")
+    return wanted
+
+
+def _decode_inputs(inputs: list[Any], raw: memoryview) -> tuple[Tensor, ...]:
+    """Tensors, each of its JSON or of its part of `raw`."""
+    tensors = []
+    at = 0
+    for told in inputs:
+        if type(told) is not dict or type(told.get("name")) is not str:
+            raise ProtocolError("bad_request: each input must be an object with a name")
+        name, parameters = told["name"][:64], strict_json.field(told, "parameters", dict, {})
+        size = strict_json.field(parameters, "binary_data_size", int, None)
+        if size is None:
+            data = strict_json.field(told, "data", list, None)
+            if data is None:
+                raise ProtocolError(f"bad_request: input {name} has neither data nor binary_data_size")
+            tensors.append(from_json(name, told.get("datatype"), told.get("shape"), data))
+            continue
+        if "data" in told:
+            raise ProtocolError(f"bad_request: input {name} has both data and binary_data_size")
+        if not 0 <= size <= len(raw) - at:
+            raise ProtocolError(f"shape_mismatch: input {name} takes {size} raw bytes, {len(raw) - at} are left")
+        tensors.append(from_raw(name, told.get("datatype"), told.get("shape"), raw[at : at + size]))
+        at += size
+    if at != len(raw):
+        raise ProtocolError(f"shape_mismatch: the inputs take {at} raw bytes, {len(raw)} came")
+    return tuple(tensors)
+
+
+def _decode_output(told: Any) -> RequestedOutput:
+    if type(told) is not dict or type(told.get("name")) is not str:
+        raise ProtocolError("bad_request: each output must be an object with a name")
+    parameters = strict_json.field(told, "parameters", dict, {})
+    strict_json.field(parameters, "binary_data", bool, None)
+    return RequestedOutput(told["name"], parameters)
+
+
+def _rows(inputs: tuple[Tensor, ...]) -> np.ndarray:
+    """x (n, ...), n >= 1, finite."""
+    if len(inputs) != 1 or inputs[0].name != INPUT:
+        raise ProtocolError(f"bad_request: expected exactly one input, with the name {INPUT}")
+    x = inputs[0].data
+    if isinstance(x, list):
+        raise ProtocolError(f"bad_datatype: {INPUT} must be numbers, not BYTES")
+    if x.ndim < 2:
+        raise ProtocolError(f"shape_mismatch: {INPUT} must be rows, of shape (n, ...)")
+    if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all():
+        raise ProtocolError(f"non_finite: value {finite.argmin()} of {INPUT} is not finite as {inputs[0].datatype}")
+    return x
 
 
 def _decode_task(task: Any) -> int | str | None:
     if type(task) is int and not 0 <= task < 2**63:
-        raise ProtocolError(f"bad_request: task must be a task's id, not {task}")
+        raise ProtocolError("bad_request: task must be a task's id, an integer from 0 to 2**63 - 1")
     if type(task) not in (int, str, type(None)):
         raise ProtocolError("bad_request: task must be an integer, a task's id, or a string, its key, name or id")
     return task
 
 
-def encode_response(prediction: Prediction, request: InferRequest) -> dict[str, Any]:
-    """The answer to `request`: its outputs in its order, data flat and row-major."""
-    tensors: dict[str, Callable[[], dict[str, Any]]] = {
-        "label": lambda: _tensor(prediction.labels, [len(prediction.labels)], _label_datatype(prediction.classes)),
-        "probabilities": lambda: _array(prediction.probabilities, "FP32"),
-        "task": lambda: _array(prediction.task, "INT64"),
-        "entropy": lambda: _array(prediction.entropy, "FP32"),
-        "known": lambda: _array(prediction.known, "BOOL"),
-    }
-    echo = {} if request.id is None else {"id": request.id}
-    outputs = [{"name": name, **tensors[name]()} for name in request.outputs]
-    return {"model_name": MODEL_NAME, **echo, "outputs": outputs}
-
-
-def server_metadata(version: str) -> dict[str, Any]:
-    """The answer to GET /v2."""
-    return {"name": "supsupd", "version": version, "extensions": []}
-
-
-def model_metadata(model: dict[str, Any]) -> dict[str, Any]:
-    """The answer to GET /v2/models/supsup, for what `Engine.model` says; -1 stands for any number of rows."""
-    label = "INT64" if model["label_kind"] == "int" else "BYTES"
-    shapes = {"label": (label, [-1]), "probabilities": ("FP32", [-1, len(model["classes"])])}
-    shapes |= {"task": ("INT64", [-1]), "entropy": ("FP32", [-1]), "known": ("BOOL", [-1])}
-    return {
-        "name": MODEL_NAME,
-        "platform": "supsupd",
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, *model["input_shape"]]}],
-        "outputs": [{"name": name, "datatype": datatype, "shape": shape} for name, (datatype, shape) in shapes.items()],
-    }
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError("an object has a key twice")
-    return value
-
-
-def _field(table: dict[str, Any], key: str, kind: type, default: Any) -> Any:
-    value = table.get(key, default)
-    # Exact types: a JSON true is no number, though a Python True is an int.
-    if value is not default and type(value) is not kind:
-        names = {
-            dict: "an object",
-            list: "an array",
-            int: "an integer",
-            bool: "true or false",
-            str: "a string",
-        }
-        raise ProtocolError(f"bad_request: {key} must be {names[kind]}")
-    return value
-
-
-def _decode_word(table: dict[str, Any], key: str, words: tuple[Word, ...], aliases: Mapping[str, Word]) -> Word | None:
+def _decode_word(
+    table: Mapping[str, Any], key: str, words: tuple[Word, ...], aliases: Mapping[str, Word]
+) -> Word | None:
     """One of the words, by itself or by an alias."""
-    value = _field(table, key, str, None)
+    value = strict_json.field(table, key, str, None)
     word = next((word for word in words if word == aliases.get(value, value)), None)
     if word is None and value is not None:
         raise ProtocolError(f"bad_request: {key} must be one of {', '.join(words)}, not {value[:40]!r}")
     return word
-
-
-def _decode_inputs(inputs: list[Any]) -> np.ndarray:
-    if len(inputs) != 1 or type(inputs[0]) is not dict or inputs[0].get("name") != "x":
-        raise ProtocolError('bad_request: expected exactly one input, an object with the name "x"')
-    tensor = inputs[0]
-    if "data" not in tensor:
-        raise ProtocolError("bad_request: input x has no data (binary tensor data is not supported: send JSON numbers)")
-    datatype = tensor.get("datatype")
-    if type(datatype) is not str or datatype not in DATATYPES:
-        raise ProtocolError("bad_datatype: input x must be one of " + ", ".join(DATATYPES))
-    shape = _decode_shape(tensor.get("shape"))
-    values, kinds = _flatten(_field(tensor, "data", list, []), shape)
-    return _to_array(values, kinds, datatype).reshape(shape)
-
-
-def _decode_shape(shape: Any) -> tuple[int, ...]:
-    if type(shape) is not list or not all(type(size) is int and size >= 0 for size in shape):
-        raise ProtocolError("bad_shape: the shape of x must be an array of integers of 0 or more")
-    if not 2 <= len(shape) <= MAX_DIMENSIONS or 0 in shape:
-        raise ProtocolError(f"bad_shape: x must be (n, ...) with 2 to {MAX_DIMENSIONS} axes, none of them empty")
-    return tuple(shape)
-
-
-def _flatten(data: list[Any], shape: tuple[int, ...]) -> tuple[list[Any], set[type]]:
-    """The values of `data`, which is either flat or nested exactly as `shape` says, and of which types they are."""
-    kinds = set(map(type, data))
-    if list in kinds:
-        for axis, size in enumerate(shape[1:], start=1):
-            if kinds != {list} or any(len(row) != size for row in data):
-                raise ProtocolError(f"shape_mismatch: the data of x is not nested as its shape says on axis {axis}")
-            data = list(chain.from_iterable(data))
-            kinds = set(map(type, data))
-    if len(data) != math.prod(shape):
-        raise ProtocolError(
-            f"shape_mismatch: shape {list(shape)} wants {math.prod(shape)} values, data has {len(data)}"
-        )
-    return data, kinds
-
-
-def _to_array(values: list[Any], kinds: set[type], datatype: str) -> np.ndarray:
-    dtype = np.dtype(DATATYPES[datatype])
-    fitting: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
-    allowed = fitting.get(dtype.kind, {int})
-    if not kinds <= allowed:
-        names = " or ".join(sorted(kind.__name__ for kind in allowed))
-        raise ProtocolError(f"bad_datatype: {datatype} data must be {names} values only")
-    try:
-        with np.errstate(over="ignore"):
-            array = np.array(values, dtype=dtype)
-    except OverflowError:
-        raise ProtocolError(f"bad_datatype: a value does not fit in {datatype}") from None
-    if not np.isfinite(array).all():
-        raise ProtocolError(f"non_finite: value {np.isfinite(array).argmin()} of x is not finite as {datatype}")
-    return array
-
-
-def _decode_outputs(outputs: list[Any]) -> tuple[str, ...]:
-    names = [str(output.get("name")) if type(output) is dict else "" for output in outputs]
-    if not set(names) <= set(OUTPUTS) or len(set(names)) < len(names):
-        raise ProtocolError("bad_request: outputs must be objects, each with another name of " + ", ".join(OUTPUTS))
-    if any("classification" in _field(output, "parameters", dict, {}) for output in outputs):
-        raise ProtocolError("bad_request: the classification extension is not supported")
-    return tuple(names) or OUTPUTS
-
-
-def _label_datatype(classes: list[int] | list[str]) -> str:
-    return "BYTES" if any(isinstance(label, str) for label in classes) else "INT64"
-
-
-def _array(values: np.ndarray, datatype: str) -> dict[str, Any]:
-    return _tensor(values.ravel().tolist(), list(values.shape), datatype)
-
-
-def _tensor(data: list[Any], shape: list[int], datatype: str) -> dict[str, Any]:
-    return {"datatype": datatype, "shape": shape, "data": data}
