@@ -1,6 +1,7 @@
 """`supsupd`: runs the daemon and looks after its database and configuration."""
 
 import json
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import supsupd
 from cli.db import db_app
 from cli.masks import masks_app
 from cli.output import EXIT_CONFIG, flatten, printable
+from cli.tokens import tokens_app
 
 if TYPE_CHECKING:
     from supsupd.config import Settings
@@ -28,10 +30,14 @@ config_app = typer.Typer(help="The daemon's configuration.", rich_markup_mode=No
 app.add_typer(db_app, name="db")
 app.add_typer(config_app, name="config")
 app.add_typer(masks_app, name="masks")
+app.add_typer(tokens_app, name="token")
 
 Watch = Annotated[list[Path] | None, typer.Option(metavar="DIR", help="A folder to learn from; may be repeated.")]
 State = Annotated[Path | None, typer.Option(metavar="DIR", help="Where everything learned is kept.")]
 Socket = Annotated[Path | None, typer.Option(metavar="PATH", help="The Unix socket to listen on.")]
+Http = Annotated[
+    str | None, typer.Option("--http", metavar="HOST:PORT", help="Serve HTTP over TCP, too; it takes tokens.")
+]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in TOML.")]
 Predictions = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write a file of predictions for each unlabelled batch.")
@@ -54,6 +60,7 @@ def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """A daemon for continual learning without task labels."""
+    os.umask(0o077)  # what supsupd makes is its user's alone, whatever the user's habits
 
 
 def _leave(*_: object) -> None:
@@ -65,6 +72,7 @@ def start(
     watch: Watch = None,
     state: State = None,
     socket: Socket = None,
+    http: Http = None,
     config: Config = None,
     stdin: Stdin = None,
     database: StoreUrl = None,
@@ -87,13 +95,14 @@ def check_config(
     watch: Watch = None,
     state: State = None,
     socket: Socket = None,
+    http: Http = None,
     config: Config = None,
     stdin: Stdin = None,
     database: StoreUrl = None,
     predictions: Predictions = None,
     device: Device = None,
 ) -> None:
-    """Check the settings that `start` would use with the same options, and print them; opens nothing."""
+    """Check the settings that `start` would use with the same options, and print them; creates nothing."""
     settings = _load(_flags(locals()), config)
     typer.echo("ok")
     for key, value in flatten(settings.model_dump(mode="json")):
@@ -107,10 +116,13 @@ def _flags(options: Mapping[str, object]) -> dict[str, object]:
 
 
 def _load(flags: Mapping[str, object], file: Path | None) -> "Settings":
+    from supsupd import precautions
     from supsupd.config import ConfigError, load_settings
 
     try:
-        return load_settings(flags, file)
+        settings = load_settings(flags, file)
+        precautions.check(settings)
+        return settings
     except ConfigError as error:
         for problem in error.problems:
             typer.echo(printable(problem), err=True)

@@ -1,7 +1,6 @@
 """The configuration: command line over environment over TOML file over defaults."""
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -11,7 +10,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -21,6 +20,7 @@ from pydantic_settings import (
 
 from storage.failpoints import VARIABLE as FAILPOINTS
 from supsupd.choices import Method
+from supsupd.layers import ENV_PREFIX, ConfigError, Layer, describe, merge, read_toml
 from supsupd.paths import DATABASE_NAME, default_socket, default_state
 from supsupd.sections import (
     AbsolutePath,
@@ -39,23 +39,14 @@ from supsupd.sections import (
     TcpAddress,
     TracingSettings,
     WatchFolder,
-    hide_password,
     split_list,
 )
 
-ENV_PREFIX = "SUPSUPD_"
 SQLITE = "sqlite:///"
 RESERVED_NAMES = ("socket", "stdin")
-NO_SETTINGS = (FAILPOINTS, "SUPSUPD_REQUIRE_SERVICES")
-"""Variables that are for tests."""
-
-
-class ConfigError(Exception):
-    """The configuration can't be used; `problems` holds one line for each thing that is wrong."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+CLIENT_VARIABLES = ("URL", "TOKEN", "TOKEN_FILE", "CA", "CERTIFICATE")
+NO_SETTINGS = (FAILPOINTS, "SUPSUPD_REQUIRE_SERVICES", *(ENV_PREFIX + name for name in CLIENT_VARIABLES))
+"""Variables that are for tests, and for the client's command line."""
 
 
 class Settings(BaseSettings):
@@ -198,95 +189,27 @@ def _refuse_inside(key: str, path: Path, folders: list[Path]) -> None:
             )
 
 
-class _Layer:
-    """One place that settings come from, with the name that it gives to each key."""
-
-    def __init__(self, origin: str, values: Mapping[str, Any]) -> None:
-        self.origin = origin
-        self.values = values
-
-    def holds(self, loc: tuple[str, ...]) -> bool:
-        node: Any = self.values
-        for part in loc:
-            if not isinstance(node, Mapping):
-                return True  # a scalar where a table is wanted: the value that failed is here
-            if part not in node:
-                return False
-            node = node[part]
-        return True
-
-    def name(self, loc: tuple[str, ...]) -> str:
-        if self.origin == "environment":
-            return ENV_PREFIX + "__".join(part.upper() for part in loc)
-        return "--" + "-".join(loc) if self.origin == "command line" else ".".join(loc)
-
-
 def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = None) -> Settings:
     """The settings from `flags` (None: not given), SUPSUPD_* variables, the TOML `file` and the defaults, in
     this order. Opens nothing but `file`. Raises ConfigError."""
     given = {key: value for key, value in (flags or {}).items() if value is not None}
-    layers = [_Layer("command line", given), _environment()]
+    layers = [Layer("command line", given), _environment()]
     if file is not None:
-        layers.append(_Layer(str(file), _read_toml(file)))
+        layers.append(read_toml(file))
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
-        merged = _merge(merged, layer.values)
+        merged = merge(merged, layer.values)
     try:
         return Settings(**merged)
     except ValidationError as error:
-        raise ConfigError([_describe(detail, layers) for detail in error.errors()]) from None
+        raise ConfigError([describe(detail, layers, Settings) for detail in error.errors()]) from None
 
 
-def _environment() -> _Layer:
+def _environment() -> Layer:
     values = EnvSettingsSource(Settings)()
     for name, value in os.environ.items():
         key = name.removeprefix(ENV_PREFIX).lower()
         # The library passes over names that it does not know; a misspelt one must not pass.
         if name.startswith(ENV_PREFIX) and name not in NO_SETTINGS and key.split("__")[0] not in Settings.model_fields:
             values[key] = value
-    return _Layer("environment", values)
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_bytes().decode())
-    except OSError as error:
-        raise ConfigError([f"{file}: {error.strerror}; expected a TOML file that can be read"]) from None
-    except ValueError as error:  # bad TOML or not UTF-8
-        raise ConfigError([f"{file}: {error}; expected TOML in UTF-8"]) from None
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            merged[key] = _merge(old, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _describe(detail: ErrorDetails, layers: list[_Layer]) -> str:
-    """One line: where, which key, what was given, what was expected."""
-    context = detail.get("ctx", {})
-    loc = tuple(part for part in detail["loc"] if isinstance(part, str)) or tuple(context["key"].split("."))
-    given = context.get("given", detail["input"])
-    layer = next((layer for layer in layers if layer.holds(loc)), _Layer("defaults", {}))
-    shown = hide_password(repr(str(given) if isinstance(given, Path) else given))
-    if detail["type"] == "missing":  # what is given is the table around it
-        shown = "nothing"
-    return f"{layer.origin}: {layer.name(loc)}: given {shown}; expected {_expected(detail, loc)}"
-
-
-def _expected(detail: ErrorDetails, loc: tuple[str, ...]) -> str:
-    if detail["type"] == "extra_forbidden":
-        section: Any = Settings
-        for part in loc[:-1]:
-            section = section.model_fields[part].annotation
-        return "one of the keys " + ", ".join(sorted(section.model_fields))
-    if detail["type"] == "model_type":
-        return "a table of settings"
-    if detail["type"] == "missing":
-        return "a value"
-    return detail["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    return Layer("environment", values)
