@@ -16,11 +16,11 @@ from supsupd.serving.models import Models
 from supsupd.serving.native import Native
 
 
-def create_app(front: Front, access: Access | None = None) -> Starlette:
+def create_app(front: Front, access: Access | None = None, models: Models | None = None) -> Starlette:
     """The ASGI application that serves what is behind `front`, to those whom `access` lets in; None: over the Unix
     socket alone."""
     access = access or Access(lambda: front.limits)
-    routes = [*Inference(front, Models(front)).routes(), *Native(front).routes()]
+    routes = [*Inference(front, models or Models(front)).routes(), *Native(front).routes()]
     open_paths = [route.path for route in routes if route.role is None]
     app = Starlette(
         routes=routes,

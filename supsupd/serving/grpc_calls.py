@@ -86,7 +86,9 @@ class Calls:
     async def _stream_answer(self, payload: bytes, call: Call) -> bytes:
         """What is wrong with one request is told in its answer: the stream goes on."""
         try:
-            response = MESSAGE["ModelStreamInferResponse"](infer_response=await self._methods.infer(payload, call))
+            told = await self._methods.infer(payload, call)
+            told.parameters["triton_final_response"].bool_param = True  # each request has one answer
+            response = MESSAGE["ModelStreamInferResponse"](infer_response=told)
         except Exception as error:  # noqa: BLE001 - as above
             response = MESSAGE["ModelStreamInferResponse"](error_message=_refusal("ModelStreamInfer", error)[1])
         answer: bytes = response.SerializeToString()

@@ -74,9 +74,8 @@ def _decode_inputs(message: Any) -> tuple[Tensor, ...]:
         raise ProtocolError("bad_request: the inputs come in contents or in raw_input_contents, not in both")
     if len(raw) != len(inputs):
         raise ProtocolError(f"bad_request: {len(inputs)} inputs take as many raw_input_contents, {len(raw)} came")
-    return tuple(
-        [from_raw(told.name[:64], told.datatype, tuple(told.shape), data) for told, data in zip(inputs, raw, strict=True)]
-    )
+    pairs = zip(inputs, raw, strict=True)
+    return tuple([from_raw(told.name[:64], told.datatype, tuple(told.shape), data) for told, data in pairs])
 
 
 def _decode_typed(told: Any) -> Tensor:

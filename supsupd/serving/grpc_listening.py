@@ -22,16 +22,17 @@ def listen_tcp(server: grpc.aio.Server, address: str, tls: ServerTlsSettings) ->
     Raises SocketRefused and ConfigError.
     """
     credentials = server_credentials(tls)
-    held = bind_tcp(*split_address(address))
+    held = bind_tcp(*split_address(address))  # says what is wrong, which the library does not
+    found = held.address
     held.close()
     try:
         if credentials is None:
-            server.add_insecure_port(held.address)
+            server.add_insecure_port(found)
         else:
-            server.add_secure_port(held.address, credentials)
+            server.add_secure_port(found, credentials)
     except RuntimeError:
-        raise SocketRefused(f"{held.address} can't be listened on by gRPC") from None
-    return held.address
+        raise SocketRefused(f"{found} can't be listened on by gRPC") from None
+    return found
 
 
 def listen_unix(server: grpc.aio.Server, path: Path, group: str | None) -> Listener:

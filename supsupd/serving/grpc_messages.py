@@ -120,18 +120,29 @@ string name = 1
 DataType data_type = 2
 repeated int64 dims = 4
 
+ModelTensorReshape
+repeated int64 shape = 1
+
 ModelOutput
 string name = 1
 DataType data_type = 2
 repeated int64 dims = 3
+ModelTensorReshape reshape = 5
 
 ModelDynamicBatching
 repeated int32 preferred_batch_size = 1
 uint64 max_queue_delay_microseconds = 2
 
+SpecificVersions
+repeated int64 versions = 1
+
+ModelVersionPolicy
+SpecificVersions specific = 3
+
 ModelConfig
 string name = 1
 string platform = 2
+ModelVersionPolicy version_policy = 3
 int32 max_batch_size = 4
 repeated ModelInput input = 5
 repeated ModelOutput output = 6

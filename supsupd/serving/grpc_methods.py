@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 
 from supsupd.choices import Role
 from supsupd.serving.access import Caller
-from supsupd.serving.engine import EngineError
 from supsupd.serving.grpc_codec import decode_parameters, decode_request, encode_answer
 from supsupd.serving.grpc_messages import MESSAGE
+from supsupd.serving.loading import ExtensionNotSupported
 from supsupd.serving.models import Models
 from supsupd.serving.strict_json import ProtocolError
 
@@ -38,6 +38,11 @@ class Call:
 
     caller: Caller | None
     seconds: float | None
+
+    @property
+    def by(self) -> str | None:
+        """The caller's name."""
+        return None if self.caller is None else self.caller.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +124,12 @@ class Methods:
 
     async def _load(self, payload: bytes, call: Call) -> Any:
         request = _decode("RepositoryModelLoadRequest", payload)
-        by = call.caller and call.caller.name
-        await self._models.load(request.model_name, decode_parameters(request.parameters), by)
+        await self._models.load(request.model_name, decode_parameters(request.parameters), call.by)
         return MESSAGE["RepositoryModelLoadResponse"]()
 
     async def _unload(self, payload: bytes, call: Call) -> Any:
         request = _decode("RepositoryModelUnloadRequest", payload)
-        await self._models.unload(request.model_name, call.caller and call.caller.name)
+        await self._models.unload(request.model_name, call.by)
         return MESSAGE["RepositoryModelUnloadResponse"]()
 
     async def _log_settings(self, payload: bytes, call: Call) -> Any:
@@ -133,14 +137,14 @@ class Methods:
         if changes and call.caller is not None:
             call.caller.require("admin")
         response = MESSAGE["LogSettingsResponse"]()
-        for key, value in self._models.log_settings(changes).items():
+        for key, value in self._models.log_settings(changes, call.by).items():
             kinds = {bool: "bool_param", int: "uint32_param", str: "string_param"}
             setattr(response.settings[key], kinds[type(value)], value)
         return response
 
 
 async def _refuse_extension(payload: bytes, call: Call) -> Any:
-    raise EngineError("extension_not_supported: there is no shared memory and no tracing of this kind here", 501)
+    raise ExtensionNotSupported("shared memory and trace settings are not served")
 
 
 def _decode(name: str, payload: bytes) -> Any:

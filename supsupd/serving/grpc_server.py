@@ -58,15 +58,18 @@ class GrpcService:
         self._health = _Health(self._models)
         self._server.add_generic_rpc_handlers((service,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        for address in self._addresses:
-            self._listen(address)
+        try:
+            for address in self._addresses:
+                self._listen(address)
+        except BaseException:
+            self._remove_files()
+            raise
         await self._server.start()
         self._watching = asyncio.create_task(self._health.keep_true())
 
     async def stop(self, grace: float) -> None:
         """Takes no more calls; those that run have so many seconds to end."""
-        for file in self._files:
-            file.remove_file()
+        self._remove_files()
         self._watching.cancel()
         await self._health.enter_graceful_shutdown()
         self._calls.end_streams()
@@ -78,6 +81,10 @@ class GrpcService:
             self.bound.append(str(address))
         else:
             self.bound.append(listen_tcp(self._server, address, self._tls))
+
+    def _remove_files(self) -> None:
+        for file in self._files:
+            file.remove_file()
 
 
 def _options(limits: ServingSettings) -> list[tuple[str, int]]:
@@ -93,7 +100,7 @@ def _options(limits: ServingSettings) -> list[tuple[str, int]]:
     ]
 
 
-class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # has no types
+class _Health(health.aio.HealthServicer):
     """`grpc.health.v1.Health`: the server, and its one service, serve while they are ready."""
 
     def __init__(self, models: Models) -> None:
