@@ -15,9 +15,9 @@ from typing import Any
 import structlog
 
 from supsupd.serving.access import CALLER, Access
-from supsupd.serving.refusals import plain_answer
 from supsupd.serving.front import Front
 from supsupd.serving.listeners import Listener
+from supsupd.serving.refusals import plain_answer
 
 log = structlog.get_logger("supsupd.serving")
 BURST = 64

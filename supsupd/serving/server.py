@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from supsupd.config import ConfigError
 from supsupd.serving.accepting import Acceptor, Place
 from supsupd.serving.access import Access
 from supsupd.serving.connection import Connection, Shared
 from supsupd.serving.front import Front
-from supsupd.serving.listeners import Listener
+from supsupd.serving.listeners import Listener, SocketRefused
 
 log = structlog.get_logger("supsupd.serving")
 QUIET_SECONDS = 0.05
@@ -61,11 +63,11 @@ class Server:
         self.listeners = listeners
         self._services = services
         self._shared = Shared(front, _protocol_config(app))
-        self._acceptor: Acceptor | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._grace = 0.0
         self._settled = threading.Event()
+        self._refusal: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="supsupd-http", daemon=True)
 
     @property
@@ -74,11 +76,12 @@ class Server:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Returns once requests are answered. Raises RuntimeError if serving did not start."""
+        """Returns once requests are answered. Raises what a service refuses to start with, else RuntimeError if serving
+        did not start."""
         self._thread.start()
         self._settled.wait()
         if self._stop is None:
-            raise RuntimeError("the HTTP server did not start; the log says why")
+            raise self._refusal or RuntimeError("the HTTP server did not start; the log says why")
 
     def stop(self, timeout: float = 8.0) -> bool:
         """Removes the socket files, gives the requests in progress `timeout` seconds to end, then refuses them.
@@ -98,6 +101,8 @@ class Server:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._serve())
+        except (SocketRefused, ConfigError) as error:  # told by `start`
+            self._refusal = error
         except Exception:  # the thread's edge: the daemon sees it in `alive`
             log.exception("http_server_failed")
         finally:
@@ -130,7 +135,8 @@ class Server:
         deadline = time.monotonic() + self._grace
         await self._empty(acceptor, QUIET_SECONDS)
         for connection in list(self._shared.connections):
-            connection.end()
+            if not connection.is_busy:
+                connection.close()
         await self._empty(acceptor, deadline - time.monotonic())
         for connection in list(self._shared.connections):
             connection.cut()
@@ -140,10 +146,8 @@ class Server:
 
     async def _empty(self, acceptor: Acceptor, seconds: float) -> None:
         """Waits for the last connection's end, at most so long."""
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(acceptor.empty.wait(), seconds)
-        except TimeoutError:
-            pass
 
 
 def _protocol_config(app: ASGIApp) -> uvicorn.Config:
