@@ -4,7 +4,6 @@ Each refusal is one line: the setting, what is there, what was expected, and how
 """
 
 import os
-import ssl
 import stat
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from supsupd.config import ConfigError, Settings
 from supsupd.sections import ServerTlsSettings, split_address
+from supsupd.serving.listeners import tls_context
 from supsupd.serving.peer import group_id, show_user
 from supsupd.tokens import Tokens, TokensRefused
 
@@ -101,22 +101,11 @@ def _tls(tls: ServerTlsSettings) -> Iterator[str]:
     yield from unreadable
     if not named or unreadable:
         return
-    assert tls.certificate and tls.key
-    yield from _private("tls.key", tls.key)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    yield from _private("tls.key", named["key"])
     try:
-        # A password, or else OpenSSL asks for one at the terminal.
-        context.load_cert_chain(tls.certificate, tls.key, password="")
-    except ssl.SSLError as error:
-        yield (
-            f"tls.key: given {tls.key}; expected the key of tls.certificate {tls.certificate}, both PEM, without a"
-            f" passphrase ({_ssl_reason(error)})"
-        )
-    if tls.client_ca is not None:
-        try:
-            context.load_verify_locations(tls.client_ca)
-        except ssl.SSLError as error:
-            yield f"tls.client_ca: given {tls.client_ca}; expected certificates in PEM ({_ssl_reason(error)})"
+        tls_context(tls)
+    except ConfigError as error:
+        yield from error.problems
 
 
 def _unreadable(path: Path) -> Iterator[str]:
@@ -179,7 +168,3 @@ def _status(path: Path) -> os.stat_result | None:
 
 def _mode(status: os.stat_result) -> str:
     return f"mode {stat.S_IMODE(status.st_mode):04o}"
-
-
-def _ssl_reason(error: ssl.SSLError) -> str:
-    return (error.reason or "not PEM").lower().replace("_", " ")

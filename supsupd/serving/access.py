@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ from supsupd.choices import ROLES, Role
 from supsupd.config import ServingSettings
 from supsupd.serving.bodies import error_answer
 from supsupd.serving.engine import EngineError
-from supsupd.serving.peer import group_id, is_owner, peer_of, show_user
+from supsupd.serving.peer import group_id, peer_of, show_user
 from supsupd.tokens import Tokens
 
 CALLER = "supsupd.caller"
@@ -77,13 +78,14 @@ class Access:
     ) -> None:
         self._limits = limits
         self._tokens = tokens
+        self._owners = (0, os.geteuid())  # root may do everything anyway
         self._hosts = OWN_HOSTS | {_host_name(host) for host in hosts}
 
     def caller_of_unix(self, connection: socket.socket) -> Caller | None:
         """Who connected to a Unix socket, by the kernel's word; None, and a line in the log, for somebody who has no
         business here, whatever the mode of the file."""
         peer, limits = peer_of(connection), self._limits()
-        if is_owner(peer.uid):
+        if peer.uid in self._owners:
             return Caller(show_user(peer.uid), "admin")
         if limits.socket_group is not None and group_id(limits.socket_group) in peer.gids:
             return Caller(show_user(peer.uid), limits.socket_group_role)

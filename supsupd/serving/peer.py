@@ -2,7 +2,6 @@
 
 import array
 import grp
-import os
 import pwd
 import socket
 import struct
@@ -46,8 +45,3 @@ def show_user(uid: int) -> str:
 def group_id(name: str) -> int:
     """Raises KeyError where there is no such group."""
     return grp.getgrnam(name).gr_gid
-
-
-def is_owner(uid: int) -> bool:
-    """Whether a user is the daemon's own, or root, who may do everything anyway."""
-    return uid in (0, os.geteuid())
