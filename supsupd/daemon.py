@@ -41,10 +41,11 @@ from supsupd.learning.modules import UnsupportedNetwork
 from supsupd.learning.network import NetworkMismatch
 from supsupd.learning.pretrained import PretrainedMismatch
 from supsupd.reading import process_decoder
+from supsupd.reception import open_server
 from supsupd.service import Service
-from supsupd.serving.app import create_app
+from supsupd.serving.accepting import raise_file_limit
 from supsupd.serving.front import Front
-from supsupd.serving.listeners import SocketRefused, bind_unix
+from supsupd.serving.listeners import SocketRefused
 from supsupd.serving.server import Server
 from supsupd.sources import make_sources
 from supsupd.staging import Staging
@@ -145,6 +146,7 @@ class Daemon:
 
     def _startup(self, stack: ExitStack) -> Server:
         settings = self._settings
+        raise_file_limit()
         use_threads(settings.learning.threads)
         sys.setswitchinterval(SWITCH_SECONDS)
         upgrade(settings.store, state=settings.state)
@@ -166,15 +168,15 @@ class Daemon:
             intake.add(source)
         service = Service(settings, database, worker, intake, self._health)
         front = Front(service, settings.serving)
-        server = Server(front, create_app(front), [bind_unix(settings.socket)])
+        server = open_server(settings, front)
         server.start()
-        stack.callback(self._shutdown, server, worker, intake, service)
+        stack.callback(self._shutdown, server, worker, intake, service, front)
         for progress in intake.progress:
             self._run_thread(f"source {progress.source.name}", intake.loop, progress, self._stopping)
         self._run_thread("learn", self._learn, worker)
         log.info(
             "ready",
-            socket=str(settings.socket),
+            listening=server.addresses,
             state=str(settings.state),
             sources=[progress.source.name for progress in intake.progress],
             device=str(self._device),
@@ -193,21 +195,24 @@ class Daemon:
         thread.start()
         self._threads.append(thread)
 
-    def _shutdown(self, server: Server, worker: Worker, intake: Intake, service: Service) -> None:
+    def _shutdown(self, server: Server, worker: Worker, intake: Intake, service: Service, front: Front) -> None:
         """Refuses new work, lets what runs end; a batch in training is simply redone at the next start."""
         self._stopping.set()
         log.info("stopping")
-        deadline = time.monotonic() + self._settings.serving.shutdown_seconds
-        service.draining = True
+        service.draining = front.draining = True
         worker.notify()
         for progress in intake.progress:
             progress.source.poke()
-        server.stop(timeout=self._settings.serving.shutdown_seconds / 2)
+        if self._failure is None:
+            time.sleep(front.limits.drain_seconds)  # not ready, and answering: whoever balances the load looks away
+        deadline = time.monotonic() + front.limits.shutdown_seconds
+        server.stop(timeout=front.limits.shutdown_seconds / 2)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         for progress in intake.progress:
             progress.source.close()
         late = [thread.name for thread in self._threads if thread.is_alive()]
+        late += ["predict"] if front.batcher.running else []
         log.info("stopped", unfinished=late)
         if late:
             farewell = threading.Thread(target=worker.release, daemon=True)  # in vain while the store is locked

@@ -73,6 +73,11 @@ class Batcher:
         """How many questions wait."""
         return len(self._waiting)
 
+    @property
+    def running(self) -> int:
+        """How many passes run in threads of their own."""
+        return self._running
+
     async def ask(
         self, question: Question, timeout: float | None = None, taken: Callable[[Pass], None] | None = None
     ) -> Prediction | EngineError:

@@ -51,12 +51,17 @@ class Listener:
         return self.socket.family == socket.AF_UNIX
 
     @property
+    def host(self) -> str:
+        """The address of TCP."""
+        return str(self.socket.getsockname()[0])
+
+    @property
     def address(self) -> str:
         """The path, or HOST:PORT as it was bound."""
-        name = self.socket.getsockname()
         if self.is_unix:
-            return str(name)
-        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+            return str(self.socket.getsockname())
+        port = self.socket.getsockname()[1]
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
     def remove_file(self) -> None:
         """Whoever connects to the path from now on is refused at once."""

@@ -66,6 +66,7 @@ class Server:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._grace = 0.0
+        self._failure: Exception | None = None
         self._settled = threading.Event()
         self._refusal: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="supsupd-http", daemon=True)
@@ -74,6 +75,11 @@ class Server:
     def alive(self) -> bool:
         """Whether the thread runs; False after `start` and before `stop` means that serving has failed."""
         return self._thread.is_alive()
+
+    @property
+    def addresses(self) -> list[str]:
+        """What is listened on for HTTP: paths, and HOST:PORT as they were bound."""
+        return [listener.address for listener in self.listeners]
 
     def start(self) -> None:
         """Returns once requests are answered. Raises what a service refuses to start with, else RuntimeError if serving
@@ -103,8 +109,10 @@ class Server:
                 runner.run(self._serve())
         except (SocketRefused, ConfigError) as error:  # told by `start`
             self._refusal = error
-        except Exception:  # the thread's edge: the daemon sees it in `alive`
-            log.exception("http_server_failed")
+        except Exception as error:  # the thread's edge: whoever started it is told, or sees it in `alive`
+            self._failure = error
+            if self._settled.is_set():
+                log.exception("http_server_failed")
         finally:
             self._settled.set()
 
@@ -112,16 +120,20 @@ class Server:
         self._loop = asyncio.get_running_loop()
         acceptor = Acceptor(self.listeners, self._front, self._access, self._connection)
         acceptor.arrivals = self._shared.arrivals
-        for service in self._services:
-            await service.start()
-        self._keep_date()
-        acceptor.start()
         self._stop = asyncio.Event()
-        self._settled.set()
-        await self._stop.wait()
-        acceptor.stop()
-        stops = [service.stop(self._grace) for service in self._services]
-        await asyncio.gather(self._end_connections(acceptor), *stops)
+        self._keep_date()
+        started: list[BesideHttp] = []
+        try:
+            for service in self._services:
+                await service.start()
+                started.append(service)
+            acceptor.start()
+            self._settled.set()
+            await self._stop.wait()
+        finally:
+            acceptor.stop()
+            stops = [service.stop(self._grace) for service in started]
+            await asyncio.gather(self._end_connections(acceptor), *stops)
 
     def _connection(self, place: Place) -> Connection:
         return Connection(self._shared, place)
