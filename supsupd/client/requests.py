@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -25,7 +24,7 @@ from supsupd.answers import (
 )
 from supsupd.client.calls import Call, Pause, Steps, given, read_ok, read_text, read_yes, request, to_json
 from supsupd.client.tensors import infer_request, read_rows
-from supsupd.model_answers import Model, ModelState, Server
+from supsupd.model_answers import Model, ModelConfig, ModelState, Server, Statistics
 from supsupd.serving.engine import MODEL_NAME
 
 POLL_SECONDS = 0.2
@@ -137,12 +136,12 @@ class Requests:
         return Call("GET", _model_path(name, version) + "/ready", read=read_yes)
 
     @request
-    def model_config(self, name: str = MODEL_NAME, version: int | None = None) -> Call[dict[str, Any]]:
+    def model_config(self, name: str = MODEL_NAME, version: int | None = None) -> Call[ModelConfig]:
         """A model's configuration, in Triton's words."""
         return Call("GET", _model_path(name, version) + "/config")
 
     @request
-    def statistics(self, name: str = MODEL_NAME, version: int | None = None) -> Call[dict[str, Any]]:
+    def statistics(self, name: str = MODEL_NAME, version: int | None = None) -> Call[Statistics]:
         """How often a model was asked, and how long it took, in Triton's words."""
         return Call("GET", _model_path(name, version) + "/stats")
 

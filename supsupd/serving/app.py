@@ -14,6 +14,9 @@ from supsupd.serving.front import Front
 from supsupd.serving.inference import Inference
 from supsupd.serving.models import Models
 from supsupd.serving.native import Native
+from supsupd.serving.openapi import Description
+
+MODEL_PATHS = ("/v2/models/", "/v2/repository/models/")
 
 
 def create_app(front: Front, access: Access | None = None, models: Models | None = None) -> Starlette:
@@ -21,6 +24,7 @@ def create_app(front: Front, access: Access | None = None, models: Models | None
     socket alone."""
     access = access or Access(lambda: front.limits)
     routes = [*Inference(front, models or Models(front)).routes(), *Native(front).routes()]
+    routes.append(Description(routes).route)
     open_paths = [route.path for route in routes if route.role is None]
     app = Starlette(
         routes=routes,
@@ -39,7 +43,10 @@ def create_app(front: Front, access: Access | None = None, models: Models | None
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    own_words = {404: "there is nothing at this path", 405: f"{request.method} is not allowed here"}
+    nothing = "there is nothing at this path"
+    if request.url.path.startswith(MODEL_PATHS):
+        nothing = f"unknown_model: {nothing}"  # a name with a slash, most likely
+    own_words = {404: nothing, 405: f"{request.method} is not allowed here"}
     framework = error.detail in ("Not Found", "Method Not Allowed")
     text = own_words[error.status_code] if framework else error.detail
     return error_answer(error.status_code, text, error.headers)
@@ -47,7 +54,8 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 async def _answer_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
-    return error_answer(error.status, error.text)
+    later = {"Retry-After": "1"} if error.status in (429, 503) else None
+    return error_answer(error.status, error.text, later)
 
 
 async def _answer_protocol_error(request: Request, error: Exception) -> Response:
