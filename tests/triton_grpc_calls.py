@@ -4,32 +4,14 @@ Over `tiny_engine` with the labels a, b and c; it is left as it was. What is not
 """
 
 import asyncio
-import contextlib
 import queue
 import sys
 
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from tritonclient.utils import InferenceServerException
+from triton_calls import DATATYPES, OUTPUTS, ROWS, Recorded, check_outputs, refused
 
-LABELS = np.array([b"a", b"b", b"c"], dtype=object)
-ROWS = np.array([[1, 0, 0, 1], [0, 1, 1, 0], [1, 1, 0, 0]])  # values that every datatype has
-DATATYPES = {
-    "BOOL": np.bool_,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "FP16": np.float16,
-    "BF16": np.float32,
-    "FP32": np.float32,
-    "FP64": np.float64,
-}
 ABSENT = "StatusCode.UNIMPLEMENTED"
 
 
@@ -41,22 +23,6 @@ class Bearer(triton.InferenceServerClientPlugin):
 
     def __call__(self, request):
         request.headers["authorization"] = f"Bearer {self.token}"
-
-
-class Recorded:
-    """A client, and the names of its methods that were looked up."""
-
-    def __init__(self, client):
-        self.client = client
-        self.called = set()
-
-    def __getattr__(self, name):
-        self.called.add(name)
-        return getattr(self.client, name)
-
-    def assert_complete(self):
-        offered = {name for name in dir(self.client) if not name.startswith("_")}
-        assert self.called == offered, offered - self.called
 
 
 def rows(datatype="FP32", values=ROWS):
@@ -73,25 +39,8 @@ def check(result, request_id="", model="supsup"):
     """An answer of all outputs for ROWS, in itself right."""
     response = result.get_response()
     assert (response.model_name, response.id) == (model, request_id)
-    assert [output.name for output in response.outputs] == ["label", "probabilities", "task", "entropy", "known"]
-    p = result.as_numpy("probabilities")
-    assert p.shape == (3, 3)
-    assert np.allclose(p.sum(1), 1, atol=1e-5)
-    assert (result.as_numpy("label") == LABELS[p.argmax(1)]).all()
-    assert np.allclose(result.as_numpy("entropy"), -(p * np.log(p)).sum(1), atol=1e-4)
-    assert (result.as_numpy("task").dtype, result.as_numpy("known").dtype) == (np.int64, np.bool_)
-    return p
-
-
-@contextlib.contextmanager
-def refused(status, words):
-    try:
-        yield
-    except InferenceServerException as error:
-        assert status in (error.status(), None), error
-        assert words in error.message(), error
-    else:
-        raise AssertionError(f"expected {status}: {words}")
+    assert [output.name for output in response.outputs] == OUTPUTS
+    return check_outputs(result)
 
 
 ASK = {"model_name": "supsup", "inputs": rows()}

@@ -33,10 +33,10 @@ def decode_request(message: Any, seconds: float | None) -> InferRequest:
     seconds: what is left of the call's own deadline, which bounds its `timeout`. Raises ProtocolError.
     """
     parameters = decode_parameters(message.parameters)
-    if seconds is not None:
+    timeout = parameters.get("timeout", 0)
+    if seconds is not None and type(timeout) is int and timeout >= 0:  # what is wrong is refused later
         left = max(1, int(seconds * 1e6))
-        timeout = parameters.get("timeout")
-        parameters["timeout"] = min(timeout, left) if type(timeout) is int and timeout > 0 else left
+        parameters["timeout"] = min(timeout or left, left)
     return InferRequest(
         _decode_inputs(message),
         parameters,

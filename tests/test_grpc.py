@@ -1,0 +1,175 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+import tritonclient.grpc.model_config_pb2 as triton_config
+import tritonclient.grpc.service_pb2 as triton_service
+from certificates import Authority
+from grpc_served import PLAIN, TCP, Caller, Served, infer_request, refused
+from tiny_engine import TinyEngine
+
+from supsupd.sections import ServerTlsSettings
+from supsupd.serving.grpc_codec import TYPED
+from supsupd.serving.grpc_messages import DATA_TYPES, MESSAGE
+
+CALLS = Path(__file__).with_name("triton_grpc_calls.py")
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+def engine():
+    return TinyEngine(labels=("a", "b", "c"))
+
+
+@pytest.fixture
+def served(engine, tmp_path):
+    with Served(engine, tmp_path / "grpc.sock") as served:
+        yield served
+
+
+@pytest.fixture
+def call(served):
+    with Caller(*served.targets()) as call:
+        yield call
+
+
+# -- the unmodified client --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["unix", "tcp", "tls"])
+def test_every_call_of_tritonclient_works(way, engine, tmp_path):
+    authority = Authority(tmp_path)
+    issued = authority.issue()
+    tls = ServerTlsSettings(certificate=issued.certificate, key=issued.key) if way == "tls" else PLAIN
+    address = tmp_path / "grpc.sock" if way == "unix" else TCP
+    with Served(engine, address, state=tmp_path / "state", tls=tls) as served:
+        arguments = [
+            *served.targets(),
+            served.tokens.create("admin")[1],
+            *([authority.certificate] if way == "tls" else []),
+        ]
+        result = subprocess.run([sys.executable, CALLS, *arguments], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_our_messages_and_tritons_live_in_one_process(ours_first):
+    imports = ["import supsupd.serving.grpc_server", "import tritonclient.grpc"]
+    program = "\n".join(imports if ours_first else imports[::-1])
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_all_fields_have_tritons_numbers_and_types():
+    theirs = triton_service.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    compared = set()
+    for method in theirs.methods:
+        for message in (method.input_type, method.output_type):
+            if message.name in MESSAGE:
+                compare_fields(MESSAGE[message.name].DESCRIPTOR, message, compared)
+    assert {message.DESCRIPTOR for message in MESSAGE.values()} <= compared
+    numbers = triton_config.DataType.DESCRIPTOR.values_by_name
+    assert {name: numbers[name].number for name in DATA_TYPES} == {n: i for i, n in enumerate(DATA_TYPES)}
+
+
+def compare_fields(ours, theirs, compared):
+    compared.add(ours)
+    for field in ours.fields:
+        other = theirs.fields_by_name[field.name]
+        assert (field.number, field.type, field.is_repeated) == (other.number, other.type, other.is_repeated), field
+        if field.message_type is not None and field.message_type not in compared:
+            compare_fields(field.message_type, other.message_type, compared)
+
+
+# -- what is asked and answered ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("datatype", [name for name in TYPED if name != "BYTES"])
+def test_typed_contents_are_answered_as_raw_ones(datatype, call):
+    raw = call("ModelInfer", infer_request(datatype=datatype))
+    typed = call("ModelInfer", infer_request(datatype=datatype, typed=True))
+    assert typed == raw
+    assert len(raw.raw_output_contents) == len(raw.outputs) == 5
+
+
+def both(request):
+    request.inputs[0].contents.fp32_contents.extend([0.0] * 12)
+
+
+def one_raw_too_many(request):
+    request.raw_input_contents.append(b"")
+
+
+def raw_too_short(request):
+    request.raw_input_contents[0] = request.raw_input_contents[0][:-1]
+
+
+def half_typed(request):
+    request.ClearField("raw_input_contents")
+    request.inputs[0].datatype = "FP16"
+
+
+def text(request):
+    request.ClearField("raw_input_contents")
+    request.inputs[0].datatype = "BYTES"
+    request.inputs[0].contents.bytes_contents.extend([b"a"] * 12)
+
+
+def unknown_type(request):
+    request.inputs[0].datatype = "FP8"
+
+
+def endless(request):
+    request.inputs[0].shape[:] = [2**62, 4]
+
+
+def negative(request):
+    request.inputs[0].shape[:] = [-3, 4]
+
+
+def typed_in_the_wrong_field(request):
+    request.ClearField("raw_input_contents")
+    request.inputs[0].contents.fp64_contents.extend([0.0] * 12)
+
+
+def empty_parameter(request):
+    request.parameters["timeout"].Clear()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (both, "bad_request"),
+        (one_raw_too_many, "bad_request"),
+        (raw_too_short, "shape_mismatch"),
+        (half_typed, "bad_datatype"),
+        (text, "bad_datatype"),
+        (unknown_type, "bad_datatype"),
+        (endless, "shape_mismatch"),
+        (negative, "shape_mismatch"),
+        (typed_in_the_wrong_field, "shape_mismatch"),
+        (empty_parameter, "bad_request"),
+    ],
+)
+def test_a_spoilt_request_is_refused_in_one_line(spoil, code, call):
+    request = infer_request()
+    spoil(request)
+    with refused(Code.INVALID_ARGUMENT, f"{code}: "):
+        call("ModelInfer", request)
+    assert call("ServerReady").ready
+
+
+def test_bytes_that_are_no_message_are_refused(call):
+    for method in ("ModelInfer", "ModelReady", "LogSettings", "RepositoryModelLoad"):
+        with refused(Code.INVALID_ARGUMENT, "bad_request: expected a message"):
+            call.raw(method, b"\xff" * 40)
+
+
+def test_a_bug_is_told_to_nobody_but_the_log(call, engine, caplog):
+    engine.weights = "not an array"
+    with refused(Code.INTERNAL) as _:
+        call("ModelInfer", infer_request())
+    engine.weights = TinyEngine().weights
+    answers = list(call.stream([infer_request()]))
+    assert not answers[0].error_message
