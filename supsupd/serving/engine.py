@@ -105,6 +105,15 @@ class DeadlineExceeded(EngineError):
         super().__init__("deadline_exceeded: the query's time was over before its turn came")
 
 
+class ExtensionNotSupported(EngineError):
+    """A part of the protocol that is not served."""
+
+    status = 501
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"extension_not_supported: {text}")
+
+
 class BatchRefused(EngineError):
     """A submitted batch was refused: 400 for bad bytes, 409 for a conflict, 503 for a full queue."""
 

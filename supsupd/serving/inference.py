@@ -10,9 +10,8 @@ from starlette.responses import Response
 from supsupd.serving import protocol
 from supsupd.serving.access import GuardedRoute, caller_of
 from supsupd.serving.bodies import CODINGS, JsonAnswer, compressed, error_answer, read_body
-from supsupd.serving.engine import NoModelYet
+from supsupd.serving.engine import ExtensionNotSupported, NoModelYet
 from supsupd.serving.front import Front
-from supsupd.serving.loading import ExtensionNotSupported
 from supsupd.serving.models import Models
 from supsupd.serving.protocol import InferAnswer, InferRequest, ProtocolError
 from supsupd.serving.strict_json import field, parse_object

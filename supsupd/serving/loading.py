@@ -3,17 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from supsupd.serving.engine import EngineError
+from supsupd.serving.engine import ExtensionNotSupported
 from supsupd.serving.strict_json import ProtocolError, field, parse_object
-
-
-class ExtensionNotSupported(EngineError):
-    """A part of the protocol that is not served."""
-
-    status = 501
-
-    def __init__(self, text: str) -> None:
-        super().__init__(f"extension_not_supported: {text}")
 
 
 def version_to_load(parameters: Mapping[str, Any]) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from supsupd.choices import METHODS, OBJECTIVE_ALIASES, OBJECTIVES
 from supsupd.serving import strict_json
-from supsupd.serving.engine import Question
+from supsupd.serving.engine import ExtensionNotSupported, Question
 from supsupd.serving.strict_json import ProtocolError, parse_object
 from supsupd.serving.tensors import Tensor, from_json, from_raw, to_json, to_raw
 
@@ -130,7 +130,7 @@ def _decode_inputs(inputs: list[Any], raw: memoryview) -> tuple[Tensor, ...]:
     for told in inputs:
         if type(told) is not dict or type(told.get("name")) is not str:
             raise ProtocolError("bad_request: each input must be an object with a name")
-        name, parameters = told["name"][:64], strict_json.field(told, "parameters", dict, {})
+        name, parameters = told["name"][:64], _parameters(told)
         size = strict_json.field(parameters, "binary_data_size", int, None)
         if size is None:
             data = strict_json.field(told, "data", list, None)
@@ -152,9 +152,17 @@ def _decode_inputs(inputs: list[Any], raw: memoryview) -> tuple[Tensor, ...]:
 def _decode_output(told: Any) -> RequestedOutput:
     if type(told) is not dict or type(told.get("name")) is not str:
         raise ProtocolError("bad_request: each output must be an object with a name")
-    parameters = strict_json.field(told, "parameters", dict, {})
+    parameters = _parameters(told)
     strict_json.field(parameters, "binary_data", bool, None)
     return RequestedOutput(told["name"], parameters)
+
+
+def _parameters(tensor: dict[str, Any]) -> dict[str, Any]:
+    """Raises ExtensionNotSupported for a tensor in shared memory."""
+    parameters: dict[str, Any] = strict_json.field(tensor, "parameters", dict, {})
+    if any(name.startswith("shared_memory") for name in parameters):
+        raise ExtensionNotSupported("there is no shared memory here")
+    return parameters
 
 
 def _rows(inputs: tuple[Tensor, ...]) -> np.ndarray:
