@@ -38,6 +38,10 @@ Socket = Annotated[Path | None, typer.Option(metavar="PATH", help="The Unix sock
 Http = Annotated[
     str | None, typer.Option("--http", metavar="HOST:PORT", help="Serve HTTP over TCP, too; it takes tokens.")
 ]
+Grpc = Annotated[
+    str | None, typer.Option("--grpc", metavar="HOST:PORT", help="Serve gRPC over TCP, too; it takes tokens.")
+]
+GrpcSocket = Annotated[Path | None, typer.Option("--grpc-socket", metavar="PATH", help="A Unix socket for gRPC.")]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in TOML.")]
 Predictions = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write a file of predictions for each unlabelled batch.")
@@ -73,6 +77,8 @@ def start(
     state: State = None,
     socket: Socket = None,
     http: Http = None,
+    grpc: Grpc = None,
+    grpc_socket: GrpcSocket = None,
     config: Config = None,
     stdin: Stdin = None,
     database: StoreUrl = None,
@@ -96,6 +102,8 @@ def check_config(
     state: State = None,
     socket: Socket = None,
     http: Http = None,
+    grpc: Grpc = None,
+    grpc_socket: GrpcSocket = None,
     config: Config = None,
     stdin: Stdin = None,
     database: StoreUrl = None,

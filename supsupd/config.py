@@ -170,7 +170,7 @@ class Settings(BaseSettings):
         watched = [folder.resolve() for folder in self.watch]
         for i, folder in enumerate(watched):
             _refuse_inside("watch", folder, watched[:i] + watched[i + 1 :])
-        for key in ("state", "socket", "predictions"):
+        for key in ("state", "socket", "grpc_socket", "predictions"):
             if (path := getattr(self, key)) is not None:
                 _refuse_inside(key, path.resolve(), watched)
         if self.database is not None and self.database.startswith(SQLITE):

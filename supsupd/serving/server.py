@@ -15,12 +15,11 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from supsupd.config import ConfigError
 from supsupd.serving.accepting import Acceptor, Place
 from supsupd.serving.access import Access
 from supsupd.serving.connection import Connection, Shared
 from supsupd.serving.front import Front
-from supsupd.serving.listeners import Listener, SocketRefused
+from supsupd.serving.listeners import Listener
 
 log = structlog.get_logger("supsupd.serving")
 QUIET_SECONDS = 0.05
@@ -68,7 +67,6 @@ class Server:
         self._grace = 0.0
         self._failure: Exception | None = None
         self._settled = threading.Event()
-        self._refusal: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="supsupd-http", daemon=True)
 
     @property
@@ -82,12 +80,11 @@ class Server:
         return [listener.address for listener in self.listeners]
 
     def start(self) -> None:
-        """Returns once requests are answered. Raises what a service refuses to start with, else RuntimeError if serving
-        did not start."""
+        """Returns once requests are answered. Raises what kept it, or a service, from starting."""
         self._thread.start()
         self._settled.wait()
-        if self._stop is None:
-            raise self._refusal or RuntimeError("the HTTP server did not start; the log says why")
+        if self._failure is not None:
+            raise self._failure
 
     def stop(self, timeout: float = 8.0) -> bool:
         """Removes the socket files, gives the requests in progress `timeout` seconds to end, then refuses them.
@@ -107,8 +104,6 @@ class Server:
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._serve())
-        except (SocketRefused, ConfigError) as error:  # told by `start`
-            self._refusal = error
         except Exception as error:  # the thread's edge: whoever started it is told, or sees it in `alive`
             self._failure = error
             if self._settled.is_set():
