@@ -18,7 +18,7 @@ from supsupd.choices import ROLES, Role
 from supsupd.config import ServingSettings
 from supsupd.serving.bodies import error_answer
 from supsupd.serving.engine import EngineError
-from supsupd.serving.peer import group_id, peer_of, show_user
+from supsupd.serving.peer import is_member, peer_of, show_user
 from supsupd.tokens import Tokens
 
 CALLER = "supsupd.caller"
@@ -87,7 +87,7 @@ class Access:
         peer, limits = peer_of(connection), self._limits()
         if peer.uid in self._owners:
             return Caller(show_user(peer.uid), "admin")
-        if limits.socket_group is not None and group_id(limits.socket_group) in peer.gids:
+        if limits.socket_group is not None and is_member(peer, limits.socket_group):
             return Caller(show_user(peer.uid), limits.socket_group_role)
         log.warning("peer_refused", user=show_user(peer.uid))
         return None

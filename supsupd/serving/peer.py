@@ -42,6 +42,14 @@ def show_user(uid: int) -> str:
         return f"uid {uid}"
 
 
+def is_member(peer: Peer, group: str) -> bool:
+    """Nobody is of a group that there is not any more."""
+    try:
+        return group_id(group) in peer.gids
+    except KeyError:
+        return False
+
+
 def group_id(name: str) -> int:
     """Raises KeyError where there is no such group."""
     return grp.getgrnam(name).gr_gid
