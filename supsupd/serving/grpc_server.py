@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from supsupd.sections import ServerTlsSettings, ServingSettings
@@ -20,6 +21,7 @@ from supsupd.serving.grpc_methods import SERVICE, Methods
 from supsupd.serving.listeners import Listener
 from supsupd.serving.models import Models
 
+log = structlog.get_logger("supsupd.serving")
 HEALTH_SECONDS = 0.5
 """How often those who watch the health are told of changes."""
 PING_SECONDS = 5
@@ -65,6 +67,7 @@ class GrpcService:
             self._remove_files()
             raise
         await self._server.start()
+        log.info("grpc_listening", listening=self.bound)
         self._watching = asyncio.create_task(self._health.keep_true())
 
     async def stop(self, grace: float) -> None:

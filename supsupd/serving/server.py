@@ -84,6 +84,7 @@ class Server:
         self._thread.start()
         self._settled.wait()
         if self._failure is not None:
+            self.stop(0.0)
             raise self._failure
 
     def stop(self, timeout: float = 8.0) -> bool:
