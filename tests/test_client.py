@@ -1,5 +1,7 @@
 """The Python client against a real socket."""
 
+import asyncio
+import inspect
 import os
 import socket
 import threading
@@ -7,9 +9,15 @@ import threading
 import numpy as np
 import pytest
 from asking import predicted
-from tiny_engine import INPUTS, TinyEngine, serving
+from certificates import Authority
+from credentials import UNKNOWN, Credentials
+from tiny_engine import INPUTS, TinyEngine, port_of, serving
 
-from supsupd.client import Client, DaemonError, DaemonUnavailable
+from supsupd.client import AsyncClient, Client, DaemonError, DaemonUnavailable
+from supsupd.client.calls import request
+from supsupd.sections import ServerTlsSettings, ServingSettings
+from supsupd.serving.access import Access
+from supsupd.serving.listeners import tls_context
 
 
 @pytest.fixture
@@ -152,3 +160,158 @@ def test_a_proxy_in_the_environment_changes_nothing(client, monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     with Client(client.address) as other:
         assert other.status()["tasks"] == 2
+
+
+# -- the models of the protocol ---------------------------------------------------------------------------------------
+
+
+def test_every_route_of_the_protocol_has_its_method(client, engine):
+    assert client.live()
+    assert client.ready()
+    assert client.server()["name"] == "supsupd"
+    assert "supsup" in {model["name"] for model in client.models(ready=True)}
+    assert client.model("task-2")["outputs"][0]["name"] == "label"
+    assert client.model_ready("supsup", 1)
+    assert client.model_config()["backend"] == "supsupd"
+    client.predict(np.ones((3, INPUTS)))
+    assert client.statistics()["model_stats"][0]["inference_count"] == 3
+    client.unload("task-2")
+    assert not client.model_ready("task-2")
+    client.load("task-2")
+    assert client.model_ready("task-2")
+    with pytest.raises(DaemonError, match="unknown_model"):
+        client.model("task-9")
+
+
+def test_labels_that_are_words_come_back_as_words(tmp_path):
+    engine = TinyEngine(labels=("Katze", "Hund", "Bär"))
+    x = np.random.default_rng(3).normal(size=(8, INPUTS))
+    with serving(engine, tmp_path / "s.sock"), Client(tmp_path / "s.sock") as client:
+        assert [row["label"] for row in client.predict(x)] == predicted(engine, x).labels
+
+
+def test_before_anything_is_learned_the_daemon_lives_and_is_not_ready(tmp_path):
+    with serving(TinyEngine(tasks=0), tmp_path / "s.sock"), Client(tmp_path / "s.sock") as client:
+        assert client.live()
+        assert not client.ready()
+        assert not client.model_ready()
+        with pytest.raises(DaemonError, match="no task has been learned yet") as caught:
+            client.predict(np.ones((1, INPUTS)))
+        assert caught.value.retry_after is not None
+
+
+# -- the form that is awaited ----------------------------------------------------------------------------------------
+
+
+def test_what_is_awaited_gives_the_same_and_many_may_ask_at_once(client):
+    x = np.random.default_rng(3).normal(size=(8, INPUTS))
+
+    async def ask():
+        async with AsyncClient(client.address) as other:
+            answers = await asyncio.gather(*(other.predict(x, task=task) for task in (1, 2) for _ in range(8)))
+            assert (await other.wait(timeout=30))["settled"]
+            with pytest.raises(DaemonError, match="there is no task 9"):
+                await other.task(9)
+            return answers
+
+    assert asyncio.run(ask()) == [client.predict(x, task=task) for task in (1, 2) for _ in range(8)]
+
+
+def test_both_forms_have_the_same_methods(client):
+    methods = {name for name in dir(AsyncClient) if isinstance(getattr(AsyncClient, name), request)}
+    assert methods == {name for name in dir(Client) if isinstance(getattr(Client, name), request)}
+    assert {"status", "predict", "wait", "load"} <= methods
+    for name in methods:
+        assert callable(getattr(client, name))
+        assert inspect.getdoc(getattr(Client, name))
+
+
+def test_without_a_daemon_awaiting_says_so(tmp_path):
+    async def ask():
+        async with AsyncClient(tmp_path / "none.sock") as client:
+            await client.status()
+
+    with pytest.raises(DaemonUnavailable, match="no supsupd answers at"):
+        asyncio.run(ask())
+
+
+# -- over TCP ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def credentials(tmp_path):
+    (tmp_path / "state").mkdir(mode=0o700)
+    return Credentials(tmp_path / "state")
+
+
+def token_of(credentials, role):
+    return credentials.granted[role].removeprefix("Bearer ")
+
+
+def test_over_tcp_a_token_says_who_asks(engine, credentials, tmp_path):
+    access = Access(ServingSettings, credentials.tokens)
+    with serving(engine, tmp_path / "s.sock", tcp=True, access=access) as server:
+        url = f"http://127.0.0.1:{port_of(server)}"
+        with Client(url, token=token_of(credentials, "predict")) as client:
+            assert client.status()["tasks"] == 2
+            with pytest.raises(DaemonError) as caught:
+                client.retire(1)
+            assert caught.value.status == 403
+        for token in (None, UNKNOWN):
+            with Client(url, token=token) as client, pytest.raises(DaemonError) as caught:
+                client.status()
+            assert caught.value.status == 401
+
+
+def test_over_tls_only_a_certificate_of_the_authority_is_trusted(engine, credentials, tmp_path):
+    authority = Authority(tmp_path)
+    own, mine = authority.issue(), authority.issue("client")
+    tls = ServerTlsSettings(certificate=own.certificate, key=own.key, client_ca=authority.certificate)
+    token = token_of(credentials, "admin")
+    access = Access(ServingSettings, credentials.tokens)
+    with serving(engine, tmp_path / "s.sock", tcp=True, access=access, tls=tls_context(tls)) as server:
+        url = f"https://127.0.0.1:{port_of(server)}"
+        trusted = {"token": token, "verify": authority.certificate}
+        with Client(url, certificate=(mine.certificate, mine.key), **trusted) as client:
+            assert client.retire(1)["retired"]
+        (tmp_path / "both.pem").write_text(mine.certificate.read_text() + mine.key.read_text())
+        with Client(url, certificate=tmp_path / "both.pem", **trusted) as client:
+            assert client.status()["tasks"] == 2
+        with Client(url, **trusted) as client, pytest.raises(DaemonUnavailable):
+            client.status()
+        with Client(url, token=token) as client, pytest.raises(DaemonUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            client.status()
+
+
+@pytest.mark.parametrize("url", ["http://host:port", "https://a:b:c"])
+def test_an_address_that_is_none_is_a_value_error(url):
+    with pytest.raises(ValueError, match=r"^http"):
+        Client(url)
+
+
+def test_a_token_is_not_in_what_the_client_shows(credentials):
+    token = token_of(credentials, "admin")
+    with Client("http://127.0.0.1:1", token=token) as client:
+        assert token not in repr(client)
+        with pytest.raises(DaemonUnavailable) as caught:
+            client.status()
+        assert token not in str(caught.value)
+
+
+def test_too_many_queries_are_told_when_to_come_again(tmp_path):
+    engine = TinyEngine()
+    engine.gate.clear()
+    x = np.ones((8, INPUTS))
+
+    async def ask():
+        async with AsyncClient(tmp_path / "s.sock") as client:
+            asked = [asyncio.ensure_future(client.predict(x)) for _ in range(8)]
+            refused, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            engine.gate.set()
+            await asyncio.wait(asked)
+            return refused.pop().exception()
+
+    with serving(engine, tmp_path / "s.sock", queue_requests=1, parallel=1):
+        error = asyncio.run(ask())
+    assert error.status == 429
+    assert error.retry_after > 0
