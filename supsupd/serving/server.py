@@ -160,6 +160,15 @@ class Server:
 
 def _protocol_config(app: ASGIApp) -> uvicorn.Config:
     """What uvicorn's protocol wants to know; everything else is ours."""
-    config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # a peer is who connected, not who a header names
+    )
     config.load()
     return config
