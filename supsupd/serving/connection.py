@@ -173,7 +173,8 @@ class Connection(HttpToolsProtocol):
     # -- the parser's callbacks; Refusal comes out of `feed_data` as the context of its own error --------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._framing.in_head:  # a trailer, which means nothing here
+        if not self._framing.in_head:  # a trailer: nothing to us, but the parser takes some for headers
+            self.cycle.keep_alive = False
             return
         if len(self.headers) == MAX_HEADERS:
             raise Refusal(431, f"head_too_large: expected at most {MAX_HEADERS} headers")
