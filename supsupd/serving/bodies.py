@@ -1,15 +1,15 @@
 """What requests bring and answers carry: bodies within their limits, JSON, and errors in one form."""
 
+import asyncio
 import json
 import re
 import zlib
 from collections.abc import Collection
 from typing import Any
 
-import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from supsupd.config import ServingSettings
@@ -44,22 +44,26 @@ async def read_body(request: Request, settings: ServingSettings, codings: Collec
     if int(request.headers.get("content-length", "0")) > settings.max_body_bytes:
         raise _too_large(settings)
     try:
-        with anyio.fail_after(settings.body_seconds):
+        async with asyncio.timeout(settings.body_seconds):
             body = await _collect(request, settings)
     except TimeoutError:
         raise HTTPException(408, f"the body did not come within {settings.body_seconds:g} s") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "the body ends too early") from None
     return body if coding == "identity" else await run_in_threadpool(_unpacked, body, coding, settings)
 
 
 async def _collect(request: Request, settings: ServingSettings) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > settings.max_body_bytes:
+    parts: list[bytes] = []  # mostly one, which is not copied then
+    size, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "the body ends too early")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > settings.max_body_bytes:
             raise _too_large(settings)
-    return bytes(body)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _unpacked(body: bytes, coding: str, settings: ServingSettings) -> bytes:

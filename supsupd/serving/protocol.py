@@ -17,6 +17,7 @@ from supsupd.serving.tensors import Tensor, from_json, from_raw, to_json, to_raw
 
 Word = TypeVar("Word", bound=str)
 INPUT = "x"
+_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def encode_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, li
         outputs.append(told)
     echo = {} if answer.id is None else {"id": answer.id}
     head = {"model_name": answer.model_name, "model_version": answer.model_version, **echo, "outputs": outputs}
-    return json.dumps(head, allow_nan=False, separators=(",", ":")).encode(), raw
+    return _encoder.encode(head).encode(), raw
 
 
 def question_of(request: InferRequest, task: int | None = None) -> Question:
