@@ -7,12 +7,10 @@ the main thread waits for a signal.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import structlog
 
@@ -47,6 +45,7 @@ from supsupd.serving.accepting import raise_file_limit
 from supsupd.serving.front import Front
 from supsupd.serving.listeners import SocketRefused
 from supsupd.serving.server import Server
+from supsupd.signals import signals_set
 from supsupd.sources import make_sources
 from supsupd.staging import Staging
 from supsupd.worker import Worker
@@ -90,23 +89,6 @@ def run(settings: Settings) -> int:
 def _refuse(text: str, code: int) -> int:
     print(f"supsupd: {text}", file=sys.stderr, flush=True)  # noqa: T201 - said before and instead of logging
     return code
-
-
-@contextmanager
-def signals_set(event: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT only set `event`; a second one ends the process at once, which costs no more than a crash."""
-
-    def handle(number: int, _frame: object) -> None:
-        if event.is_set():
-            os._exit(128 + number)
-        event.set()
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class Daemon:
