@@ -31,6 +31,9 @@ CODES = {
 }
 """What an error of the engine, with a status as in HTTP, is called by gRPC."""
 
+STREAM_REQUESTS = 32
+"""Of one stream, that are answered at a time."""
+
 log = structlog.get_logger("supsupd.serving")
 Context = Any  # grpc.aio.ServicerContext, which has no types
 
@@ -74,14 +77,31 @@ class Calls:
         return await context.abort(code, text)  # raises
 
     async def _stream(self, _: object, context: Context) -> None:
+        """Requests that come while others are answered are answered with them; answers keep the order of requests."""
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(STREAM_REQUESTS)
+        reading = asyncio.create_task(self._read_stream(context, answers, room))
         try:
-            while (payload := await self._next(context)) is not grpc.aio.EOF:
-                call = self._let_in(context, "predict")  # for each: a token may have been revoked
-                await context.write(await self._stream_answer(payload, call))
+            while (answer := await answers.get()) is not None:
+                await context.write(await answer)
+                room.release()
+            await reading  # raises what has ended it
             return
         except Exception as error:  # noqa: BLE001 - as above
             code, text = _refusal("ModelStreamInfer", error)
+        finally:
+            reading.cancel()
         await context.abort(code, text)
+
+    async def _read_stream(
+        self, context: Context, answers: asyncio.Queue[asyncio.Task[bytes] | None], room: asyncio.Semaphore
+    ) -> None:
+        try:
+            while await room.acquire() and (payload := await self._next(context)) is not grpc.aio.EOF:
+                call = self._let_in(context, "predict")  # for each: a token may have been revoked
+                answers.put_nowait(asyncio.create_task(self._stream_answer(payload, call)))
+        finally:
+            answers.put_nowait(None)
 
     async def _stream_answer(self, payload: bytes, call: Call) -> bytes:
         """What is wrong with one request is told in its answer: the stream goes on."""
