@@ -8,6 +8,9 @@ from supsupd.tokens import Tokens
 UNKNOWN = "supsupd_0123456789ab_" + "A" * 43
 
 
+REFUSED = ("none", "wrong", "wrong secret", "no bearer", "basic", "empty", "expired", "revoked", "two", "two in one")
+
+
 class Credentials:
     """Made in the state folder `state`; `refused` and `granted` hold values of the header Authorization."""
 
@@ -27,9 +30,13 @@ class Credentials:
             "two": [right, right],
             "two in one": [f"{right}, {right}"],
         }
-        self.secrets = [
-            value.rpartition("_")[2] for values in [*self.refused.values(), self.granted.values()] for value in values
-        ]
+        assert tuple(self.refused) == REFUSED
+
+    @property
+    def secrets(self):
+        """The part of each token that no one else may see."""
+        sent = [*self.granted.values(), *(value for values in self.refused.values() for value in values)]
+        return {value.split(",")[0].split("_", 2)[-1] for value in sent if "_" in value}
 
     def bearer(self, role, **how):
         return f"Bearer {self.tokens.create(role, **how)[1]}"

@@ -9,10 +9,12 @@ import sys
 import grpc
 import pytest
 from certificates import Authority
+from credentials import REFUSED, Credentials
 from daemon_process import until
 from grpc_served import TCP, Caller, Served, infer_request, refused
 from tiny_engine import TinyEngine
 
+from supsupd.choices import ROLES
 from supsupd.sections import ServerTlsSettings
 from supsupd.serving.grpc_messages import MESSAGE
 from supsupd.serving.grpc_methods import Methods
@@ -20,7 +22,7 @@ from supsupd.serving.listeners import SocketInUse, SocketRefused
 
 Code = grpc.StatusCode
 METHODS = Methods(None).all()
-HEADERS = ["none", "wrong", "malformed", "revoked", "twice", "predict", "submit", "admin"]
+HEADERS = [*REFUSED, *ROLES]
 
 
 @pytest.fixture
@@ -34,20 +36,16 @@ def engine():
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory):
     """(target, {credentials: headers}) of a server that is open to tokens over TCP."""
-    with Served(TinyEngine(), TCP, state=tmp_path_factory.mktemp("state")) as served:
-        made = {role: served.tokens.create(role) for role in ("predict", "submit", "admin")}
-        headers = {role: [f"Bearer {text}"] for role, (_, text) in made.items()}
-        token, text = served.tokens.create("admin")
-        served.tokens.revoke(token.id)
-        headers |= {"none": [], "wrong": [f"Bearer {made['admin'][1][:-1]}~"], "malformed": ["Basic YWRtaW46"]}
-        headers |= {"revoked": [f"Bearer {text}"], "twice": headers["admin"] * 2}
-        yield served.targets()[0], headers
+    credentials = Credentials(tmp_path_factory.mktemp("state"))
+    with Served(TinyEngine(), TCP, state=credentials.tokens.path.parent) as served:
+        headers = {role: [sent] for role, sent in credentials.granted.items()}
+        yield served.targets()[0], credentials.refused | headers
 
 
 @pytest.mark.parametrize("given", HEADERS)
 def test_every_method_asks_for_its_role(given, doors):
     target, headers = doors
-    known = given in ("predict", "submit", "admin")
+    known = given in ROLES
     with Caller(target, *headers[given]) as call:
         for name, method in METHODS.items():
             if method.role is None or (known and method.role == "predict") or given == "admin":
@@ -69,7 +67,7 @@ def test_a_stream_asks_for_its_role(doors):
     target, headers = doors
     for given in HEADERS:
         with Caller(target, *headers[given]) as call:
-            if given in ("predict", "submit", "admin"):
+            if given in ROLES:
                 assert [answer.error_message for answer in call.stream([infer_request()])] == [""]
             else:
                 with refused(Code.UNAUTHENTICATED, "unauthenticated"):
