@@ -166,10 +166,23 @@ def test_bytes_that_are_no_message_are_refused(call):
             call.raw(method, b"\xff" * 40)
 
 
-def test_a_bug_is_told_to_nobody_but_the_log(call, engine, caplog):
-    engine.weights = "not an array"
-    with refused(Code.INTERNAL) as _:
+def test_a_bug_is_told_to_nobody_but_the_log(call, engine, capsys):
+    weights, engine.weights = engine.weights, "of another kind"
+    told = "internal error; the daemon's log says more"
+    with refused(Code.INTERNAL, told):
         call("ModelInfer", infer_request())
-    engine.weights = TinyEngine().weights
-    answers = list(call.stream([infer_request()]))
-    assert not answers[0].error_message
+    assert [answer.error_message for answer in call.stream([infer_request()])] == [told]
+    assert "_predict" in capsys.readouterr().out
+    engine.weights = weights
+    assert call("ModelInfer", infer_request()).outputs
+
+
+def test_a_stream_goes_on_after_a_bad_request(call):
+    requests = [infer_request(), infer_request(model="nobody"), MESSAGE["ModelInferRequest"](), infer_request()]
+    said = [answer.error_message.partition(":")[0] for answer in call.stream(requests)]
+    assert said == ["", "unknown_model", "unknown_model", ""]
+
+
+def test_a_method_that_there_is_not_is_unimplemented(call):
+    with refused(Code.UNIMPLEMENTED):
+        call.raw("ModelGuess")
