@@ -14,12 +14,11 @@ def token_for(state, role="admin"):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
 
 
-def listening(daemon):
-    """What the daemon says that it listens on, by the scheme of each address."""
-    for line in reversed(daemon.log.read_text().splitlines()):
-        if line.startswith("{") and (told := json.loads(line))["event"] == "ready":
-            return told["listening"]
-    raise AssertionError("the daemon is not ready")
+def tcp_addresses(daemon):
+    """HOST:PORT of everything that the daemon says it listens on over TCP."""
+    lines = [json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")]
+    *_, ready = (line for line in lines if line["event"] == "ready")
+    return [address for address in ready["listening"] if not address.startswith(("/", "unix:"))]
 
 
 @contextmanager
@@ -30,4 +29,4 @@ def tcp_daemon(folder, *flags):
     token = token_for(folder / "state")
     with DaemonProcess(folder, "--http", "127.0.0.1:0", *flags) as daemon:
         daemon.start()
-        yield daemon, listening(daemon), token
+        yield daemon, tcp_addresses(daemon)[0], token

@@ -173,10 +173,17 @@ def test_every_answer_is_as_described(conversation, tmp_path):
         "/v2/",
         "/v2/health/live",
         "/v2/health/ready",
+        "/healthz",
+        "/livez",
+        "/readyz",
         "/v2/models/stats",
         "/v2/logging",
+        "/livez",
+        "/readyz",
+        "/healthz",
     ):
         assert ask("GET", path).json() != []
+    assert "supsupd_" in ask("GET", "/metrics").text
     assert ask("GET", "/v1/tasks/{task}", task=1).json()["decisions"]
     assert ask("GET", "/v1/tasks/{task}/history", task=1).json()
     assert ask("GET", "/v1/batches/{batch}", batch=1).json()["state"] == "committed"

@@ -35,20 +35,22 @@ from supsupd.serving.outputs import OUTPUTS
 from supsupd.serving.protocol import INPUT
 from supsupd.serving.tensors import DATATYPES, LARGEST_SIZE, MAX_DIMENSIONS
 
-NAME = {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"}
-MODEL = {"model": NAME, "version": {"type": "string", "pattern": "^[0-9]{1,18}$"}}
+MODEL = {
+    "model": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$", "examples": ["supsup", "task-1"]},
+    "version": {"type": "string", "pattern": "^[0-9]{1,18}$", "examples": ["1"]},
+}
 SIZE = {"type": "integer", "minimum": 1, "maximum": LARGEST_SIZE}
 INPUT_TENSOR = table(
     {
         "name": words(INPUT),
         "shape": {**array(SIZE), "minItems": 2, "maxItems": MAX_DIMENSIONS},
-        "datatype": words(*DATATYPES, "BF16"),
+        "datatype": words(*DATATYPES),
         "data": {"type": "array"},
-        "parameters": table({"binary_data_size": NUMBER}),
     },
     "name",
     "shape",
     "datatype",
+    "data",
 )
 OUTPUT = table(
     {
@@ -76,7 +78,15 @@ QUERY = table(
     "inputs",
 )
 LEVELS = table(
-    {"log_info": BOOLEAN, "log_warning": BOOLEAN, "log_error": BOOLEAN, "log_verbose_level": {"type": "integer"}},
+    {
+        "log_info": BOOLEAN,
+        "log_warning": BOOLEAN,
+        "log_error": BOOLEAN,
+        "log_verbose_level": {"type": "integer"},
+        "log_file": words(""),
+        "log_format": words("default"),
+    },
+    closed=True,
 )
 
 

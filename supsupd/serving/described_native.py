@@ -1,4 +1,4 @@
-"""What is said of the routes under /v1."""
+"""What is said of the routes under /v1, and of those beside the two protocols."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from supsupd.serving.operation import BINARY, BYTES, JSON, NUMBER, STRING, Opera
 
 PRINTABLE = {**text(1, 255), "pattern": r"^[\x20-\x7E]+$"}
 LIMIT = {"type": "integer", "minimum": 1, "maximum": 10**18 - 1}
-ID = {"batch": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}}
-REFERENCE = {"task": text(1, 300)}
+ID = {"batch": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1, "examples": [1]}}
+REFERENCE = {"task": {**text(1, 300), "examples": ["1", "task-2"]}}
 _TASK, _BATCH = "/v1/tasks/{task}", "/v1/batches/{batch}"
 BATCH_FORMATS = (
     "application/x-npz",
@@ -50,6 +50,10 @@ def _on_task(summary: str, body: Mapping[str, Schema] | None = None) -> Operatio
 
 NATIVE: Mapping[str, Operation] = {
     "GET /openapi.json": Operation("This description.", dict),
+    "GET /metrics": Operation(
+        "What the daemon counts and measures, for Prometheus.",
+        media_types=("text/plain", "application/openmetrics-text"),
+    ),
     "GET /v1/status": Operation("The daemon at a glance.", Status),
     "GET /v1/tasks": Operation(
         "The tasks in use; the retired and merged ones too if asked.", list[Task], query={"all": words("true", "false")}

@@ -102,7 +102,7 @@ class Inference:
         return JsonAnswer({})
 
     async def unload(self, request: Request) -> Response:
-        await self._object(request)
+        field(await self._object(request), "parameters", dict, {})
         await self.models.unload(request.path_params["model"], caller_of(request).name)
         return JsonAnswer({})
 

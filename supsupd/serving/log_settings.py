@@ -31,7 +31,7 @@ def change_log_settings(changes: Mapping[str, Any], by: str | None) -> dict[str,
             raise ProtocolError(f"bad_request: {name} is set when the daemon starts")
         if name not in (*LEVELS, *FIXED, "log_verbose_level"):
             raise ProtocolError("bad_request: expected " + ", ".join([*LEVELS, "log_verbose_level"]))
-    wanted = log_settings() | {name: field(changes, name, bool, None) for name in LEVELS if name in changes}
+    wanted = log_settings() | {name: field(changes, name, bool, False) for name in LEVELS if name in changes}
     verbose = field(changes, "log_verbose_level", int, wanted["log_verbose_level"])
     levels = [logging.DEBUG] if verbose > 0 else [own for name, own in LEVELS.items() if wanted[name]]
     level = min(levels, default=logging.CRITICAL)
