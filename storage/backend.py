@@ -50,6 +50,9 @@ class Backend(Protocol):
     def find_damage(self, connection: Connection) -> list[str]:
         """What the database system itself finds wrong, and rows that refer to missing ones, in words."""
 
+    def size(self, connection: Connection) -> int:
+        """What the database takes, in bytes."""
+
     def explain(self, error: Exception, committing: bool) -> StoreError:
         """What an error means; `committing`: it came from COMMIT."""
 

@@ -125,6 +125,10 @@ class Database:
         with translated(self._backend), new_session(self._readers) as session:
             yield session
 
+    def size(self, session: Session) -> int:
+        """What the database takes, in bytes."""
+        return self._backend.size(session.connection())
+
     def close(self) -> None:
         """Tidy up and close every connection. May be called twice."""
         with self._lock:

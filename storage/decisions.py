@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from storage.models import DecisionRow, Json, Kind, utc_now
@@ -32,6 +32,18 @@ def record(session: Session, batch_id: int, decision: Decision) -> int:
     session.add(row)
     session.flush()
     return row.id
+
+
+def count_since(session: Session, decision_id: int) -> tuple[dict[Kind, int], int]:
+    """How many of each kind came after this one, and the id of the newest, which may be this one."""
+    columns = DecisionRow.kind, func.count().label("total"), func.max(DecisionRow.id).label("newest")
+    rows = session.execute(select(*columns).where(DecisionRow.id > decision_id).group_by(DecisionRow.kind)).all()
+    return {row.kind: row.total for row in rows}, max((row.newest for row in rows), default=decision_id)
+
+
+def newest(session: Session) -> int:
+    """The id of the newest; 0 where there is none."""
+    return session.scalar(select(func.max(DecisionRow.id))) or 0
 
 
 def list_for_task(session: Session, task_ids: int | Collection[int], limit: int | None = None) -> list[DecisionRow]:

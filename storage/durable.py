@@ -67,6 +67,13 @@ class Files:
     def read(self, path: Path) -> bytes:
         return path.read_bytes()
 
+    def size(self, path: Path) -> int:
+        """In bytes; 0 for a file that is gone."""
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def names(self, folder: Path) -> list[str]:
         """Of the files in `folder`."""
         return [path.name for path in folder.iterdir() if not path.is_dir()]

@@ -131,6 +131,10 @@ class PostgresBackend:
                           for value in lost]  # fmt: skip
         return found
 
+    def size(self, connection: Connection) -> int:
+        size: int = connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one()
+        return size
+
     def explain(self, error: Exception, committing: bool) -> StoreError:
         """A COMMIT whose connection is gone may have been carried out: only a new connection can tell."""
         cause = getattr(error, "orig", None) or error

@@ -87,6 +87,10 @@ class Spool:
         """The hashes of all payloads."""
         return {name for name in self._files.names(self._root) if _DIGEST.fullmatch(name)}
 
+    def size(self) -> int:
+        """What all payloads take, in bytes."""
+        return sum(self._files.size(self._root / name) for name in self.names())
+
     def clean(self, keep: set[str]) -> int:
         """Remove every file not named in `keep`, also what a crash left half-written; returns how many."""
         stray = [name for name in self._files.names(self._root) if name not in keep]

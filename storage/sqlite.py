@@ -111,6 +111,11 @@ class SqliteBackend:
         ]
         return found + orphans
 
+    def size(self, connection: Connection) -> int:
+        pages: int = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        page_bytes: int = connection.exec_driver_sql("PRAGMA page_size").scalar_one()
+        return pages * page_bytes
+
     def explain(self, error: Exception, committing: bool) -> StoreError:
         """A COMMIT that fails for want of room, or of a lock, stores nothing; any other failure ends the process."""
         cause = getattr(error, "orig", None) or error

@@ -5,9 +5,11 @@ All of it runs in the learning thread.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import structlog
 
 from storage import cursors, decisions, ledger, networks, tasks
@@ -19,6 +21,7 @@ from streams.batch import Batch, BatchRejected
 from streams.decoder import Decoder
 from streams.tasks import told_task
 from supsupd import attractors, persistence, scenarios
+from supsupd.buckets import Buckets
 from supsupd.config import Settings
 from supsupd.engine import Engine
 from supsupd.founding import found_network, wants_more_rows
@@ -31,6 +34,7 @@ from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord
 from supsupd.scoring import score, write_predictions
 from supsupd.staging import discard
 
+LEARNING_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 NO_TASK = "no task is known yet; it is scored as soon as there is one"
 
 
@@ -67,6 +71,8 @@ class Lessons:
         self._device = device
         self._decoder = decoder
         self._knowledge = knowledge
+        self.training = Buckets(LEARNING_SECONDS)
+        """Seconds from the claim of a labelled batch to its state."""
 
     def load(self, crashed: bool = False) -> None:
         """Rebuilds all from the store: the network, every task, the provisional tasks.
@@ -146,12 +152,18 @@ class Lessons:
 
     def process(self, row: BatchRow) -> None:
         """Takes a claimed batch to its state, and does what follows from it."""
+        with structlog.contextvars.bound_contextvars(batch=row.id, source=row.source):
+            self._process(row)
+
+    def _process(self, row: BatchRow) -> None:
+        began = time.perf_counter()
         try:
             batch = self._read(row)
             if batch.y is None:
                 self._knowledge.sound(partial(self._score, row, batch))
             else:
                 self._learn(row, batch)
+                self.training.add(np.array([time.perf_counter() - began], np.float32))
         except (BatchRejected, SpoolCorrupt) as refusal:
             self._quarantine(row, refusal)
         except OutOfService as reason:

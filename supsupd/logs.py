@@ -2,11 +2,16 @@
 
 import logging
 import sys
+from contextvars import ContextVar
 from typing import Literal
 
 import structlog
 
 LogFormat = Literal["auto", "console", "json"]
+
+
+REQUEST: ContextVar[str | None] = ContextVar("request", default=None)
+"""The id of the request that is being answered. Its own variable: structlog's costs microseconds to set."""
 
 
 def configure(log_format: LogFormat = "auto", level: str = "info") -> None:
@@ -17,6 +22,7 @@ def configure(log_format: LogFormat = "auto", level: str = "info") -> None:
     """
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_request,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
@@ -43,6 +49,13 @@ def configure(log_format: LogFormat = "auto", level: str = "info") -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("supsupd").setLevel(level.upper())
     logging.captureWarnings(True)
+
+
+def _add_request(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    request = REQUEST.get()
+    if request is not None:
+        event["request"] = request
+    return event
 
 
 def _renderers(log_format: LogFormat) -> list[structlog.types.Processor]:

@@ -28,10 +28,12 @@ from supsupd.learning.joint import Refused, answer_together
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.queries import Answer, Query
+from supsupd.measuring import Measuring
 from supsupd.serving.engine import (
     BadInput,
     BatchRefused,
     EngineError,
+    Measures,
     NoModelYet,
     Prediction,
     Question,
@@ -82,6 +84,7 @@ class Service:
         self._worker = worker
         self._intake = intake
         self._health = health or Health()
+        self._measuring = Measuring(database, worker.spool, worker)
         self._started = time.monotonic()
         self.draining = False
 
@@ -204,6 +207,10 @@ class Service:
             problem = f"task {row.id} was merged into task {row.merged_into}"
         served = None if problem else self.served_version(row.id)
         return TaskModel(row.id, tuple(versions), served, retired, problem)
+
+    def measures(self) -> Measures:
+        problems = len(self._health.show()) + len(self._damaged())
+        return self._measuring.look(self.ready(), problems)
 
     def status(self) -> dict[str, Any]:
         # In this order: what a pass has staged is counted, and what a counted batch sets off is waited for.

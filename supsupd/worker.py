@@ -19,6 +19,7 @@ from storage.failpoints import hit
 from storage.masks import MaskCorrupt
 from storage.spool import Spool
 from streams.decoder import Decoder, DecoderUnavailable
+from supsupd.buckets import Buckets
 from supsupd.commands import CommandQueue
 from supsupd.config import Settings
 from supsupd.engine import Engine
@@ -116,6 +117,11 @@ class Worker:
     def learned(self) -> int:
         """The batches that tasks took up, since the start."""
         return self._knowledge.learned
+
+    @property
+    def training(self) -> Buckets:
+        """Seconds from the claim of a labelled batch to its state."""
+        return self._lessons.training
 
     def reconsider(self) -> None:
         """Decides the unsure batches that the tasks explain by now."""

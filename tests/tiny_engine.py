@@ -3,13 +3,25 @@
 import contextlib
 import hashlib
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from supsupd.buckets import Buckets
 from supsupd.sections import ServingSettings
 from supsupd.serving.app import create_app
-from supsupd.serving.engine import BadInput, BatchRefused, EngineError, NoModelYet, Prediction, TaskModel, TaskUnknown
+from supsupd.serving.engine import (
+    BadInput,
+    BatchRefused,
+    EngineError,
+    Measures,
+    NoModelYet,
+    Prediction,
+    Stored,
+    TaskModel,
+    TaskUnknown,
+)
 from supsupd.serving.front import Front
 from supsupd.serving.listeners import bind_tcp, bind_unix
 from supsupd.serving.server import Server
@@ -34,6 +46,19 @@ class TinyEngine:
         self.gate.set()
         self.entered = threading.Event()
         self.answered_in = []
+
+    def measures(self):
+        states = Counter(row["state"] for row in self.ledger)
+        return Measures(
+            ready=self.ready(),
+            tasks=len(self.weights),
+            masks_in_memory=len(self.weights),
+            masks_in_memory_bytes=self.weights.nbytes,
+            learned=0,
+            training=Buckets((1.0,)),
+            problems=0,
+            stored=Stored(dict(states), {"new": len(self.weights)}, 4096, 0),
+        )
 
     def ready(self):
         return len(self.weights) > 0

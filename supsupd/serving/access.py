@@ -21,7 +21,8 @@ from supsupd.serving.engine import EngineError
 from supsupd.serving.peer import is_member, peer_of, show_user
 from supsupd.tokens import Tokens
 
-CALLER = "supsupd.caller"
+CALLER, ROUTE = "supsupd.caller", "supsupd.route"
+"""In a request's `state`: who sent it; the template of its path."""
 OWN_HOSTS = frozenset(("localhost", "127.0.0.1", "[::1]"))
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _BEARER = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
@@ -148,6 +149,7 @@ class GuardedRoute(Route):
         self.role = role
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"][ROUTE] = self.path
         if self.role is not None:
             caller_of(Request(scope)).require(self.role)
         await super().handle(scope, receive, send)

@@ -13,8 +13,10 @@ from supsupd.serving.engine import EngineError
 from supsupd.serving.front import Front
 from supsupd.serving.inference import Inference
 from supsupd.serving.models import Models
+from supsupd.serving.monitoring import Monitoring
 from supsupd.serving.native import Native
 from supsupd.serving.openapi import Description
+from supsupd.serving.requests import REQUEST_ID, Requests
 
 MODEL_PATHS = ("/v2/models/", "/v2/repository/models/")
 
@@ -23,12 +25,15 @@ def create_app(front: Front, access: Access | None = None, models: Models | None
     """The ASGI application that serves what is behind `front`, to those whom `access` lets in; None: over the Unix
     socket alone."""
     access = access or Access(lambda: front.limits)
-    routes = [*Inference(front, models or Models(front)).routes(), *Native(front).routes()]
+    routes = [*Inference(front, models or Models(front)).routes(), *Native(front).routes(), *Monitoring(front).routes()]
     routes.append(Description(routes).route)
     open_paths = [route.path for route in routes if route.role is None]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, access=access, open_paths=open_paths)],
+        middleware=[
+            Middleware(Requests, metrics=front.metrics),
+            Middleware(Guard, access=access, open_paths=open_paths),
+        ],
         exception_handlers={
             HTTPException: _answer_http_error,
             EngineError: _answer_engine_error,
@@ -36,7 +41,6 @@ def create_app(front: Front, access: Access | None = None, models: Models | None
             Exception: _answer_crash,
         },
     )
-    app.state.access = access  # connections to the Unix socket ask it who they are
     app.router.redirect_slashes = False  # protocol clients follow no redirects
     return app
 
@@ -49,7 +53,15 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     own_words = {404: nothing, 405: f"{request.method} is not allowed here"}
     framework = error.detail in ("Not Found", "Method Not Allowed")
     text = own_words[error.status_code] if framework else error.detail
-    return error_answer(error.status_code, text, error.headers)
+    headers = {"Allow": _allowed(request)} if error.status_code == 405 else error.headers
+    return error_answer(error.status_code, text, headers)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes for this path; the framework names those of the first."""
+    path = request.scope["path"]
+    methods = (route.methods for route in request.app.routes if route.path_regex.match(path))
+    return ", ".join(sorted(set().union(*methods)))
 
 
 async def _answer_engine_error(request: Request, error: Exception) -> Response:
@@ -63,5 +75,7 @@ async def _answer_protocol_error(request: Request, error: Exception) -> Response
 
 
 async def _answer_crash(request: Request, error: Exception) -> Response:
-    # Starlette raises the error again after this answer, and uvicorn logs it with its traceback.
-    return error_answer(500, "internal error; the daemon's log says more")
+    # Starlette raises the error again after this answer, and the server logs it with its traceback.
+    request_id = request.scope["state"][REQUEST_ID]
+    text = f"internal error; the daemon's log says more of request {request_id}"
+    return error_answer(500, text, {"X-Request-Id": request_id})

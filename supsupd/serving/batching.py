@@ -78,6 +78,13 @@ class Batcher:
         """How many passes run in threads of their own."""
         return self._running
 
+    def oldest_seconds(self) -> float:
+        """How long the query that waits longest has waited; 0 where none does. Any thread may ask."""
+        try:
+            return time.monotonic() - self._waiting[0].since
+        except IndexError:
+            return 0.0
+
     async def ask(
         self, question: Question, timeout: float | None = None, taken: Callable[[Pass], None] | None = None
     ) -> Prediction | EngineError:

@@ -1,11 +1,12 @@
 """What the socket asks of the engine behind it: the one interface between HTTP and learning."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from supsupd.buckets import Buckets
 from supsupd.choices import Method, Objective
 
 MODEL_NAME = "supsup"
@@ -120,6 +121,35 @@ class BatchRefused(EngineError):
     status = 400
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The store in figures, of one snapshot."""
+
+    batches: Mapping[str, int]
+    """In each state."""
+    decisions: Mapping[str, int]
+    """Of each kind, since the start."""
+    store_bytes: int
+    spool_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """The engine in figures, of this moment."""
+
+    ready: bool
+    tasks: int
+    masks_in_memory: int
+    masks_in_memory_bytes: int
+    learned: int
+    """Batches that tasks took up, since the start."""
+    training: Buckets
+    """Seconds from the claim of a labelled batch to its state."""
+    problems: int
+    stored: Stored | None
+    """None while the store cannot be read."""
+
+
 class Engine(Protocol):
     """Every method may block, may be called from any thread, and raises EngineError to say no.
 
@@ -148,6 +178,9 @@ class Engine(Protocol):
 
     def task_models(self, task: int | None = None) -> list[TaskModel]:
         """Every task that there has been, by id, or this one. Raises TaskUnknown."""
+
+    def measures(self) -> Measures:
+        """The engine in figures."""
 
     def status(self) -> dict[str, Any]:
         """The daemon at a glance; "settled" and each source's "passes" are what `wait` looks at."""

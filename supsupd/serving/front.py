@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from supsupd.config import ServingSettings
 from supsupd.serving.batching import Batcher, Pass
 from supsupd.serving.engine import Engine, EngineError, Prediction, Question
+from supsupd.serving.metrics import Metrics
 from supsupd.serving.statistics import Statistics
 
 
@@ -24,6 +26,7 @@ class Front:
         self.draining = False
         self.batcher = Batcher(engine, lambda: self.limits)
         self.statistics = Statistics()
+        self.metrics = Metrics(self)
 
     async def infer(
         self, question: Question, timeout: float | None = None, taken: Callable[[Pass], None] | None = None
@@ -34,7 +37,12 @@ class Front:
         taken: told of the pass that answers, when it begins.
         Raises EngineError: 429 where too many wait, 503 when its time is over, and what the engine says.
         """
-        answer = await self.batcher.ask(question, timeout, taken)
+        answer: Prediction | EngineError | None = None
+        began = time.perf_counter()
+        try:
+            answer = await self.batcher.ask(question, timeout, taken)
+        finally:
+            self.metrics.count_query(question, answer, time.perf_counter() - began)
         if isinstance(answer, EngineError):
             raise answer
         return answer

@@ -18,10 +18,11 @@ from supsupd.answers import Failure
 from supsupd.serving.access import GuardedRoute
 from supsupd.serving.bodies import JsonAnswer
 from supsupd.serving.described_inference import INFERENCE
+from supsupd.serving.described_monitoring import MONITORING
 from supsupd.serving.described_native import NATIVE
 from supsupd.serving.operation import STRING, Operation
 
-OPERATIONS: Mapping[str, Operation] = {**NATIVE, **INFERENCE}
+OPERATIONS: Mapping[str, Operation] = {**NATIVE, **INFERENCE, **MONITORING}
 """By method and path."""
 ERRORS = {
     400: "The request is wrong, and the text says how.",

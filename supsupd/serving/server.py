@@ -15,7 +15,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from supsupd.serving.accepting import Acceptor, Place
+from supsupd.serving.accepting import Acceptor, Arrivals, Place
 from supsupd.serving.access import Access
 from supsupd.serving.connection import Connection, Shared
 from supsupd.serving.front import Front
@@ -75,6 +75,15 @@ class Server:
         return self._thread.is_alive()
 
     @property
+    def arrivals(self) -> Arrivals:
+        """What became of the connections so far."""
+        return self._shared.arrivals
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._shared.connections)
+
+    @property
     def addresses(self) -> list[str]:
         """What is listened on for HTTP: paths, and HOST:PORT as they were bound."""
         return [listener.address for listener in self.listeners]
@@ -116,6 +125,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         acceptor = Acceptor(self.listeners, self._front, self._access, self._connection)
         acceptor.arrivals = self._shared.arrivals
+        self._front.metrics.acceptor = acceptor
         self._stop = asyncio.Event()
         self._keep_date()
         started: list[BesideHttp] = []
@@ -142,6 +152,7 @@ class Server:
         self._shared.stopping = True
         deadline = time.monotonic() + self._grace
         await self._empty(acceptor, QUIET_SECONDS)
+        acceptor.give_up()
         for connection in list(self._shared.connections):
             if not connection.is_busy:
                 connection.close()
