@@ -10,14 +10,13 @@ import time
 import httpx
 import numpy as np
 import pytest
-from asking import predicted
+from asking import INFER, ask, infer, predicted
 from tiny_engine import INPUTS, TinyEngine, serving
 
 from supsupd.paths import MAX_SOCKET_PATH
 from supsupd.serving.listeners import SocketInUse, SocketRefused, bind_unix
 from supsupd.serving.models import EXTENSIONS
 
-INFER = "/v2/models/supsup/infer"
 ROW = [[1.0] * INPUTS]
 
 
@@ -26,16 +25,6 @@ def until(condition, seconds=10.0):
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.01)
-
-
-def ask(path, method="GET", url="/v2", **request):
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://d") as client:
-        return client.request(method, url, **request)
-
-
-def infer(x, **more):
-    data = np.asarray(x).ravel().tolist()
-    return {"inputs": [{"name": "x", "shape": list(np.shape(x)), "datatype": "FP32", "data": data}], **more}
 
 
 @pytest.fixture

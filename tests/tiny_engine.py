@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import threading
 from collections import Counter
 from pathlib import Path
@@ -268,11 +269,14 @@ def serving(engine, path: Path, tcp=False, access=None, tls=None, services=(), *
     front = Front(engine, ServingSettings(**limits))
     listeners = [bind_unix(path), *([bind_tcp("127.0.0.1", 0, tls)] if tcp else [])]
     server = Server(front, create_app(front, access), listeners, services, access)
+    log = logging.getLogger("supsupd")
+    level = log.level  # which a client may change, for the whole process
     server.start()
     try:
         yield server
     finally:
         server.stop(1.0)
+        log.setLevel(level)
 
 
 def port_of(server):

@@ -117,6 +117,7 @@ class Inference:
 
     async def infer(self, request: Request) -> Response:
         name, version = _model(request)
+        self.models.check_name(name, version)
         body = await read_body(request, self.front.limits, CODINGS)
         json_bytes = _json_bytes(request)
         if json_bytes == 0:

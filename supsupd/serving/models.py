@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -91,6 +92,10 @@ class Models:
     def is_server_ready(self) -> bool:
         """Whether it can predict, and is not about to end."""
         return not self.front.draining and self.engine.ready()
+
+    def check_name(self, name: str, version: str = "") -> None:
+        """Raises EngineError 404 for what can't be a model's name or version, before anything is read."""
+        _meant(name, version)
 
     async def is_ready(self, name: str, version: str = "") -> bool:
         """Whether a model, or this version of it, can be asked."""
@@ -220,6 +225,7 @@ class Models:
         return model
 
 
+@lru_cache(maxsize=1024)
 def _meant(name: str, version: str) -> tuple[int | None, int | None]:
     """The task that a model stands for, None for `supsup`; the version, None for whichever is served."""
     task = _TASK.fullmatch(name)
