@@ -24,7 +24,7 @@ class Credentials:
             "wrong secret": [right[:-1] + ("A" if right[-1] != "A" else "B")],
             "no bearer": [right.removeprefix("Bearer ")],
             "basic": [right.replace("Bearer", "Basic")],
-            "empty": ["Bearer "],
+            "empty": ["Bearer"],
             "expired": [self.expired("admin")],
             "revoked": [self.revoked("admin")],
             "two": [right, right],
