@@ -27,11 +27,12 @@ IMPORTED = (
 
 
 class Nursery:
-    """The process that forks; a context manager. `bug`: a function of planted_bugs that every child calls first."""
+    """The process that forks; a context manager. `bug`: a function of planted_bugs that every child calls first;
+    `program`: another one than this, that calls `fork_each`."""
 
-    def __init__(self, bug: str = ""):
+    def __init__(self, bug: str = "", program=__file__):
         one_thread = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, bug]
+        command = [sys.executable, program, bug]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=one_thread
         )
@@ -46,7 +47,10 @@ class Nursery:
 
     def fork(self, arguments, log, failpoints=""):
         """A child that runs `supsupd ARGUMENTS`; one at a time."""
-        request = {"arguments": [str(a) for a in arguments], "log": str(log), "failpoints": failpoints}
+        return self.bear({"arguments": [str(a) for a in arguments], "log": str(log), "failpoints": failpoints})
+
+    def bear(self, request):
+        """A child that lives by this request; one at a time."""
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return Child(int(self._process.stdout.readline()), self._process.stdout)
@@ -101,7 +105,11 @@ class ForkedDaemon(DaemonProcess):
 def main():
     for name in IMPORTED:
         importlib.import_module(name)
+    fork_each(live)
 
+
+def fork_each(live):
+    """A child for each line of the standard input, which calls `live` with what it says."""
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     assert threads == 1, f"{threads} threads would not survive the fork"
     for line in sys.stdin:

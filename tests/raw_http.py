@@ -32,24 +32,21 @@ class Answer:
 class Door:
     """One of a server's two doors: `kind` is "unix" or "tcp"."""
 
-    def __init__(self, kind, server, token):
+    def __init__(self, kind, path, port, token):
         self.kind = kind
-        self.server = server
-        self._path = next(listener.address for listener in server.listeners if listener.is_unix)
-        self._port = port_of(server)
+        self.port = port
+        self._path = path
         self._authorization = f"Authorization: {token}\r\n" if kind == "tcp" else ""
 
-    def connect(self, timeout=10.0):
-        """A connection whose reads give up after so many seconds."""
-        family, address = (socket.AF_UNIX, self._path) if self.kind == "unix" else (socket.AF_INET, self._address)
-        connection = socket.socket(family)
+    def connect(self, timeout=10.0, receive_bytes=None):
+        """A connection whose reads give up after so many seconds, and on which so much fits."""
+        is_unix = self.kind == "unix"
+        connection = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)
+        if receive_bytes:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        connection.connect(self._path if is_unix else ("127.0.0.1", self.port))
         connection.settimeout(timeout)
-        connection.connect(address)
         return connection
-
-    @property
-    def _address(self):
-        return "127.0.0.1", self._port
 
     def head(self, method="GET", path=LIVE, *headers, version="HTTP/1.1", host="Host: localhost"):
         """The bytes of a request's head, with all that is needed to be let in."""
@@ -143,5 +140,8 @@ def open_door(kind, folder, engine=None, **limits):
     """The door of this kind of a server over a small engine."""
     credentials = Credentials(folder / "state")
     access = Access(lambda: ServingSettings(**limits), credentials.tokens)
-    with serving(engine or TinyEngine(), folder / "s.sock", tcp=True, access=access, **limits) as server:
-        yield Door(kind, server, credentials.granted["admin"])
+    engine = engine or TinyEngine()
+    with serving(engine, folder / "s.sock", tcp=True, access=access, **limits) as server:
+        door = Door(kind, str(folder / "s.sock"), port_of(server), credentials.granted["admin"])
+        door.server, door.engine = server, engine
+        yield door

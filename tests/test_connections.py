@@ -250,7 +250,7 @@ def test_an_early_answer_ends_the_connection_whose_body_is_still_to_come(door):
 
 def test_a_port_that_is_taken_is_said_to_be(door):
     with pytest.raises(SocketInUse, match=r"^127\.0\.0\.1:\d+ can't be listened on: Address already in use$"):
-        bind_tcp("127.0.0.1", port_of(door.server))
+        bind_tcp("127.0.0.1", door.port)
 
 
 def test_an_address_that_is_not_ours_is_refused_in_one_line():

@@ -118,6 +118,11 @@ class Acceptor:
                     pass
             listener.close()
 
+    def give_up(self) -> None:
+        """Those whose handshake is not over are closed."""
+        for task in self._starting:
+            task.cancel()
+
     def left(self, peer: str) -> None:
         self.open -= 1
         self._by_peer[peer] -= 1
@@ -208,7 +213,7 @@ class Acceptor:
             await self._loop.connect_accepted_socket(
                 lambda: self._connect(place), connection, ssl=listener.tls, **options
             )
-        except OSError as error:  # SSLError and TimeoutError are some: whoever this is speaks no TLS of ours
+        except (OSError, asyncio.CancelledError) as error:  # SSLError and TimeoutError too: this is no TLS of ours
             self.arrivals.refused["tls" if listener.tls else "gone"] += 1
             log.debug("connection_failed", peer=place.peer, reason=str(error))
             connection.close()

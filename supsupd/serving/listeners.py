@@ -17,7 +17,9 @@ from supsupd.config import ConfigError, ServerTlsSettings
 from supsupd.paths import MAX_SOCKET_PATH
 
 log = structlog.get_logger("supsupd.serving")
-BACKLOG = 128
+BACKLOG = 1024
+"""Connections that the system keeps for us until we accept them; beyond them it lets TCP's clients try again in a
+second."""
 Identity = tuple[int, int]
 """Device and inode of a file."""
 
@@ -30,13 +32,13 @@ class SocketInUse(SocketRefused):
     """A live server answers there."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Listener:
     """A socket that listens.
 
     Args:
         socket: of a Unix socket or TCP.
-        tls: what is spoken on it, None: plain HTTP.
+        tls: what is spoken on it, None: plain HTTP; replaced when the configuration is read again.
         file: the Unix socket's file that goes when we do, with its identity; None for a socket that is not ours.
         is_ours: False for one that another process made and goes on listening on.
     """

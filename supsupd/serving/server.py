@@ -67,6 +67,7 @@ class Server:
         self._grace = 0.0
         self._failure: Exception | None = None
         self._settled = threading.Event()
+        self._turned = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="supsupd-http", daemon=True)
 
     @property
@@ -82,6 +83,11 @@ class Server:
     @property
     def open_connections(self) -> int:
         return len(self._shared.connections)
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long the event loop has done nothing; where all is well, hardly more than a second."""
+        return time.monotonic() - self._turned
 
     @property
     def addresses(self) -> list[str]:
@@ -145,6 +151,7 @@ class Server:
         return Connection(self._shared, place)
 
     def _keep_date(self) -> None:
+        self._turned = time.monotonic()
         self._shared.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
         asyncio.get_running_loop().call_later(1.0, self._keep_date)
 
