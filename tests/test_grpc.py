@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ import pytest
 import tritonclient.grpc.model_config_pb2 as triton_config
 import tritonclient.grpc.service_pb2 as triton_service
 from certificates import Authority
-from grpc_served import PLAIN, TCP, Caller, Served, infer_request, refused
+from daemon_process import until
+from grpc_served import PLAIN, SERVICE, TCP, Caller, Served, infer_request, refused
 from tiny_engine import TinyEngine
 
 from supsupd.sections import ServerTlsSettings
@@ -181,6 +183,29 @@ def test_a_stream_goes_on_after_a_bad_request(call):
     requests = [infer_request(), infer_request(model="nobody"), MESSAGE["ModelInferRequest"](), infer_request()]
     said = [answer.error_message.partition(":")[0] for answer in call.stream(requests)]
     assert said == ["", "unknown_model", "unknown_model", ""]
+
+
+def test_a_call_has_an_id_that_the_client_may_choose(call):
+    method = call.channel.unary_unary(f"/{SERVICE}/ServerLive")
+    for given, expected in (("night-7", "night-7"), ("a b", None)):
+        _, done = method.with_call(b"", metadata=[("x-request-id", given)], timeout=20)
+        (found,) = [value for key, value in done.trailing_metadata() if key == "x-request-id"]
+        assert found == expected or (expected is None and found not in ("", given))
+
+
+def test_calls_are_counted_by_method_and_code(call, served):
+    call("ModelInfer", infer_request())
+    with refused(Code.NOT_FOUND):
+        call("ModelInfer", infer_request(model="nobody"))
+    list(call.stream([infer_request()]))
+    wanted = {("ModelInfer", "OK"): 1, ("ModelInfer", "NOT_FOUND"): 1, ("ModelStreamInfer", "OK"): 1}
+    until(lambda: counted(served) == wanted)
+
+
+def counted(served):
+    told = served.front.metrics.render("text/plain")[0].decode()
+    found = re.findall(r'supsupd_grpc_calls_total\{code="(\w+)",method="(\w+)"\} (\d+)', told)
+    return {(method, code): int(count) for code, method, count in found}
 
 
 def test_a_method_that_there_is_not_is_unimplemented(call):

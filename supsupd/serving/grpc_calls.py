@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,11 +16,14 @@ import grpc.aio
 import structlog
 
 from supsupd.choices import Role
+from supsupd.logs import REQUEST
 from supsupd.serving.access import Access, Caller
 from supsupd.serving.engine import DeadlineExceeded, EngineError
 from supsupd.serving.front import Front
 from supsupd.serving.grpc_messages import MESSAGE
 from supsupd.serving.grpc_methods import Call, Method, Methods
+from supsupd.serving.refusals import RETRY_SECONDS
+from supsupd.serving.requests import HEADER, id_of_request
 from supsupd.serving.strict_json import ProtocolError
 
 CODES = {
@@ -34,8 +42,27 @@ CODES = {
 STREAM_REQUESTS = 32
 """Of one stream, that are answered at a time."""
 
-log = structlog.get_logger("supsupd.serving")
+STREAM = "ModelStreamInfer"
+REQUEST_ID = HEADER.decode()
+MAY_COME_AGAIN = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+OUR_FAULT = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE)
+
+log = structlog.get_logger("supsupd.requests")
+_level = logging.getLogger("supsupd.requests")
 Context = Any  # grpc.aio.ServicerContext, which has no types
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """How a call has ended; by itself, with nobody waiting for it."""
+
+    request_id: str
+    code: grpc.StatusCode = grpc.StatusCode.CANCELLED
+
+    def trailers(self) -> tuple[tuple[str, str], ...]:
+        """Metadata at the end: the call's id, and when to try again."""
+        later = (("retry-after", str(RETRY_SECONDS)),) if self.code in MAY_COME_AGAIN else ()
+        return ((REQUEST_ID, self.request_id), *later)
 
 
 class Calls:
@@ -61,37 +88,41 @@ class Calls:
             name: grpc.stream_unary_rpc_method_handler(partial(self._answer, name, method))
             for name, method in self._methods.all().items()
         }
-        return {**handlers, "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._stream)}
+        return {**handlers, STREAM: grpc.stream_stream_rpc_method_handler(self._stream)}
 
     def end_streams(self) -> None:
         """Streams that wait for their client end; an answer that is being made is still sent."""
         self._ending.set_result(None)
 
     async def _answer(self, name: str, method: Method, _: object, context: Context) -> bytes:
-        try:
-            call = self._let_in(context, method.role)
-            response: bytes = (await method.answer(await self._read(context), call)).SerializeToString()
-            return response
-        except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller is told in our words
-            code, text = _refusal(name, error)
-        return await context.abort(code, text)  # raises
+        with self._counted(name, context) as outcome:
+            try:
+                call = self._let_in(context, method.role)
+                response: bytes = (await method.answer(await self._read(context), call)).SerializeToString()
+                outcome.code = grpc.StatusCode.OK
+                return response
+            except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller is told in our words
+                outcome.code, text = _refusal(name, error)
+            return await context.abort(outcome.code, text, outcome.trailers())  # raises
 
     async def _stream(self, _: object, context: Context) -> None:
         """Requests that come while others are answered are answered with them; answers keep the order of requests."""
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_REQUESTS)
-        reading = asyncio.create_task(self._read_stream(context, answers, room))
-        try:
-            while (answer := await answers.get()) is not None:
-                await context.write(await answer)
-                room.release()
-            await reading  # raises what has ended it
-            return
-        except Exception as error:  # noqa: BLE001 - as above
-            code, text = _refusal("ModelStreamInfer", error)
-        finally:
-            reading.cancel()
-        await context.abort(code, text)
+        with self._counted(STREAM, context) as outcome:
+            reading = asyncio.create_task(self._read_stream(context, answers, room))
+            try:
+                while (answer := await answers.get()) is not None:
+                    await context.write(await answer)
+                    room.release()
+                await reading  # raises what has ended it
+                outcome.code = grpc.StatusCode.OK
+                return
+            except Exception as error:  # noqa: BLE001 - as above
+                outcome.code, text = _refusal(STREAM, error)
+            finally:
+                reading.cancel()
+            await context.abort(outcome.code, text, outcome.trailers())
 
     async def _read_stream(
         self, context: Context, answers: asyncio.Queue[asyncio.Task[bytes] | None], room: asyncio.Semaphore
@@ -110,9 +141,26 @@ class Calls:
             told.parameters["triton_final_response"].bool_param = True  # each request has one answer
             response = MESSAGE["ModelStreamInferResponse"](infer_response=told)
         except Exception as error:  # noqa: BLE001 - as above
-            response = MESSAGE["ModelStreamInferResponse"](error_message=_refusal("ModelStreamInfer", error)[1])
+            response = MESSAGE["ModelStreamInferResponse"](error_message=_refusal(STREAM, error)[1])
         answer: bytes = response.SerializeToString()
         return answer
+
+    @contextmanager
+    def _counted(self, name: str, context: Context) -> Iterator[_Outcome]:
+        """Gives a call its id, counts it and tells it in the log."""
+        given = next((value for key, value in context.invocation_metadata() or () if key == REQUEST_ID), "")
+        outcome = _Outcome(id_of_request(given.encode()))
+        REQUEST.set(outcome.request_id)
+        context.set_trailing_metadata(outcome.trailers())
+        began = time.perf_counter()
+        try:
+            yield outcome
+        finally:
+            seconds, code = time.perf_counter() - began, outcome.code
+            self._front.metrics.count_call(name, code.name, seconds)
+            level = logging.WARNING if code in OUR_FAULT else logging.DEBUG
+            if _level.isEnabledFor(level):
+                log.log(level, "call", method=name, code=code.name, ms=round(seconds * 1000, 3))
 
     def _let_in(self, context: Context, role: Role | None) -> Call:
         """Raises Unauthenticated and Forbidden."""
@@ -159,5 +207,5 @@ def _refusal(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
         return CODES.get(error.status, grpc.StatusCode.INTERNAL), error.text
     if isinstance(error, ProtocolError):
         return grpc.StatusCode.INVALID_ARGUMENT, str(error)
-    log.error("call_failed", method=name, exc_info=error)
+    log.error("call_crashed", method=name, exc_info=error)
     return grpc.StatusCode.INTERNAL, "internal error; the daemon's log says more"

@@ -71,6 +71,13 @@ class Metrics:
             "supsupd_http_request_seconds", "From a request's head to the end of its answer.", ["route"],
             buckets=SECONDS, registry=registry,
         )  # fmt: skip
+        self._calls = Counter(
+            "supsupd_grpc_calls", "gRPC calls, by the code of their status.", ["method", "code"], registry=registry
+        )
+        self._call_seconds = Histogram(
+            "supsupd_grpc_call_seconds", "From a call's beginning to its end; a stream is one call.", ["method"],
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
         self.entropy, self.margin = Buckets(NATS), Buckets(MARGINS)
         registry.register(_Now(front, self))
         ProcessCollector(registry=registry)
@@ -88,6 +95,11 @@ class Metrics:
         """route: a template; None for a path that is none. status: 0 where nobody waited for an answer."""
         self._requests.labels(route or NO_ROUTE, str(status or "gone")).inc()
         self._request_seconds.labels(route or NO_ROUTE).observe(seconds)
+
+    def count_call(self, method: str, code: str, seconds: float) -> None:
+        """method, code: by their names, as gRPC has them."""
+        self._calls.labels(method, code).inc()
+        self._call_seconds.labels(method).observe(seconds)
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """All figures of this moment and their media type, in the format that `accept` prefers. Asks the store."""

@@ -42,7 +42,7 @@ class Requests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _id_of(scope) or f"{_RUN}-{next(_NUMBERS):x}"
+        request_id = id_of_request(next((value for name, value in scope["headers"] if name == HEADER), b""))
         # Not reset: what the server says of a request that failed names it too.
         REQUEST.set(request_id)
         state = scope.setdefault("state", {})
@@ -71,12 +71,9 @@ class Requests:
                 log.debug("request", **_told(scope, status, seconds))
 
 
-def _id_of(scope: Scope) -> str | None:
-    """The client's own id for the request, if it is one that can be told."""
-    for name, value in scope["headers"]:
-        if name == HEADER:
-            return value.decode() if _ID.fullmatch(value) else None
-    return None
+def id_of_request(given: bytes) -> str:
+    """The client's own id for a request, if it is one that can be told, else a new one."""
+    return given.decode() if _ID.fullmatch(given) else f"{_RUN}-{next(_NUMBERS):x}"
 
 
 def _told(scope: Scope, status: int, seconds: float) -> dict[str, object]:
