@@ -6,9 +6,10 @@ DATA   ?= ../shared/data
 # Tests run side by side, a file on one core each.
 WORKERS ?= auto
 EXPERIMENTS ?= permuted permuted-nn rotated split cifar reservoir density recognition baselines
+FUZZ_SECONDS ?= 600
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-fast check lint types walls bench durability streams paper wheel clean
+.PHONY: help demo test test-fast check lint types walls fuzz bench durability streams paper wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +41,11 @@ types: $(VENV)/.installed
 
 walls: $(VENV)/.installed
 	$(BIN)/lint-imports
+
+fuzz: $(VENV)/.installed ## fuzz each decoder for FUZZ_SECONDS=600; what breaks one stays in build/fuzz
+	for name in $$($(BIN)/python tests/fuzz/fuzz.py 2>/dev/null); do mkdir -p build/fuzz/$$name \
+	&& $(BIN)/python tests/fuzz/fuzz.py $$name -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/$$name- \
+	build/fuzz/$$name tests/fuzz/corpus/$$name || exit; done
 
 bench: $(VENV)/.installed ## speed and memory (DATA=folder with mnist.npz, PEER=checkout of the paper's code)
 	$(BIN)/python benchmarks/bank.py --data $(DATA) $(if $(PEER),--peer $(PEER))

@@ -1,4 +1,4 @@
-"""What is said of the routes under /v1, and of those beside the two protocols."""
+"""What is said of the routes under /v1."""
 
 from __future__ import annotations
 
@@ -50,10 +50,6 @@ def _on_task(summary: str, body: Mapping[str, Schema] | None = None) -> Operatio
 
 NATIVE: Mapping[str, Operation] = {
     "GET /openapi.json": Operation("This description.", dict),
-    "GET /metrics": Operation(
-        "What the daemon counts and measures, for Prometheus.",
-        media_types=("text/plain", "application/openmetrics-text"),
-    ),
     "GET /v1/status": Operation("The daemon at a glance.", Status),
     "GET /v1/tasks": Operation(
         "The tasks in use; the retired and merged ones too if asked.", list[Task], query={"all": words("true", "false")}
