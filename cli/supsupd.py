@@ -86,14 +86,16 @@ def start(
     device: Device = None,
 ) -> None:
     """Run the daemon in the foreground until SIGTERM or SIGINT."""
-    settings = _load(_flags(locals()), config)
+    flags = _flags(locals())
+    settings = _load(flags, config)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing to reload yet
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)  # until the daemon takes them over: nothing is open yet
     # Only now: torch takes seconds to import, a wrong setting should not.
     from supsupd import daemon, logs
 
     logs.configure(settings.log_format, settings.log_level)
-    raise typer.Exit(daemon.run(settings))
+    raise typer.Exit(daemon.run(settings, lambda: _checked(flags, config)))
 
 
 @config_app.command("check")
@@ -123,14 +125,21 @@ def _flags(options: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in options.items() if name != "config"}
 
 
-def _load(flags: Mapping[str, object], file: Path | None) -> "Settings":
+def _checked(flags: Mapping[str, object], file: Path | None) -> "Settings":
+    """Raises ConfigError."""
     from supsupd import precautions
-    from supsupd.config import ConfigError, load_settings
+    from supsupd.config import load_settings
+
+    settings = load_settings(flags, file)
+    precautions.check(settings)
+    return settings
+
+
+def _load(flags: Mapping[str, object], file: Path | None) -> "Settings":
+    from supsupd.config import ConfigError
 
     try:
-        settings = load_settings(flags, file)
-        precautions.check(settings)
-        return settings
+        return _checked(flags, file)
     except ConfigError as error:
         for problem in error.problems:
             typer.echo(printable(problem), err=True)

@@ -7,9 +7,11 @@ the main thread waits for a signal.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import structlog
@@ -40,6 +42,7 @@ from supsupd.learning.network import NetworkMismatch
 from supsupd.learning.pretrained import PretrainedMismatch
 from supsupd.reading import process_decoder
 from supsupd.reception import open_server
+from supsupd.reload import Reloader
 from supsupd.service import Service
 from supsupd.serving.accepting import raise_file_limit
 from supsupd.serving.front import Front
@@ -48,10 +51,14 @@ from supsupd.serving.server import Server
 from supsupd.signals import signals_set
 from supsupd.sources import make_sources
 from supsupd.staging import Staging
+from supsupd.systemd import SocketsUnusable, Supervisor, take_sockets
 from supsupd.worker import Worker
 
 EXIT_DATA, EXIT_OS, EXIT_IO, EXIT_BUSY, EXIT_CONFIG = 65, 71, 74, 75, 78
 CHECK_SECONDS = 1.0
+SILENT_SECONDS = 10.0
+"""An event loop that has done nothing for so long hangs, and a watchdog is not told that all is well."""
+LEARNING = "learn"
 FAREWELL_SECONDS = 1.0
 """What a process that ends amid a training spends at most on giving that batch back."""
 LEARNING_NICE = 10
@@ -62,16 +69,21 @@ SWITCH_SECONDS = 0.0002
 log = structlog.get_logger("supsupd.daemon")
 
 
-def run(settings: Settings) -> int:
-    """Runs until SIGTERM or SIGINT; the exit code. What prevents a start is one line on stderr."""
+def run(settings: Settings, load: Callable[[], Settings] | None = None) -> int:
+    """Runs until SIGTERM or SIGINT; the exit code. What prevents a start is one line on stderr.
+
+    load: reads the configuration again, at SIGHUP, and raises ConfigError; None: it stays as it is.
+    """
+    supervisor = Supervisor.from_environment()
     try:
+        handed = take_sockets()
         device = pick_device(settings.device)
         check_network(settings.network)
-    except (RuntimeError, UnsupportedNetwork, PretrainedMismatch) as error:
+    except (RuntimeError, UnsupportedNetwork, PretrainedMismatch, SocketsUnusable) as error:
         return _refuse(str(error), EXIT_CONFIG)
     try:
         with StateLock.acquire(settings.state):
-            return Daemon(settings, device).run()
+            return Daemon(settings, device, load or (lambda: settings), supervisor, handed).run()
     except (ConfigError, MissingExtra, PretrainedMismatch) as error:
         return _refuse(str(error), EXIT_CONFIG)
     except (StateLocked, StoreTaken, StoreUnavailable, SocketRefused) as error:
@@ -97,25 +109,56 @@ class Daemon:
     Args:
         settings: the configuration.
         device: where masks are trained and run.
+        load: reads the configuration again.
+        supervisor: is told how it goes.
+        handed: sockets that listen already.
     """
 
-    def __init__(self, settings: Settings, device: Device) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        device: Device,
+        load: Callable[[], Settings],
+        supervisor: Supervisor,
+        handed: Sequence[socket.socket] = (),
+    ) -> None:
         self._settings = settings
         self._device = device
+        self._load = load
+        self._supervisor = supervisor
+        self._handed = handed
         self._stopping = threading.Event()
+        self._hangup = threading.Event()
         self._threads: list[threading.Thread] = []
         self._health = Health(self._fail)
         self._failure: tuple[str, int] | None = None
 
     def run(self) -> int:
         """Starts, serves until a signal, and ends within `shutdown_seconds` and a little."""
-        with signals_set(self._stopping), ExitStack() as stack:
-            server = self._startup(stack)
-            while not self._stopping.wait(CHECK_SECONDS):
-                if not server.alive:
-                    log.error("http_server_gone")
+        with signals_set(self._stopping, self._hangup), ExitStack() as stack:
+            server, front = self._startup(stack)
+            reloader = Reloader(self._settings, self._load, front, server)
+            status = f"serves on {', '.join(server.addresses)}"
+            self._supervisor.ready(status)
+            while not self._stopping.wait(min(CHECK_SECONDS, self._supervisor.ping_seconds)):
+                if gone := self._find_gone(server):
+                    log.error(gone)
                     return EXIT_OS
+                if server.silent_seconds < SILENT_SECONDS:
+                    self._supervisor.alive()
+                if self._hangup.is_set():
+                    self._hangup.clear()
+                    self._supervisor.reloading()
+                    reloader.reload()
+                    self._supervisor.ready(status)
         return 0 if self._failure is None else _refuse(*self._failure)
+
+    def _find_gone(self, server: Server) -> str | None:
+        """What the daemon cannot be without and has ended."""
+        if not server.alive:
+            return "http_server_gone"
+        is_learning = any(thread.name == LEARNING and thread.is_alive() for thread in self._threads)
+        return None if is_learning or self._stopping.is_set() else "learning_gone"
 
     def _fail(self, who: str, error: Exception) -> None:
         """What the disk said it has may be gone, or the store is another daemon's: nothing more is written."""
@@ -126,7 +169,7 @@ class Daemon:
             self._failure = text, EXIT_BUSY if taken else EXIT_IO
         self._stopping.set()
 
-    def _startup(self, stack: ExitStack) -> Server:
+    def _startup(self, stack: ExitStack) -> tuple[Server, Front]:
         settings = self._settings
         raise_file_limit()
         use_threads(settings.learning.threads)
@@ -150,12 +193,12 @@ class Daemon:
             intake.add(source)
         service = Service(settings, database, worker, intake, self._health)
         front = Front(service, settings.serving)
-        server = open_server(settings, front)
+        server = open_server(settings, front, self._handed)
         server.start()
         stack.callback(self._shutdown, server, worker, intake, service, front)
         for progress in intake.progress:
             self._run_thread(f"source {progress.source.name}", intake.loop, progress, self._stopping)
-        self._run_thread("learn", self._learn, worker)
+        self._run_thread(LEARNING, self._learn, worker)
         log.info(
             "ready",
             listening=server.addresses,
@@ -164,7 +207,7 @@ class Daemon:
             device=str(self._device),
             tasks=len(worker.predictor.tasks) if worker.predictor else 0,
         )
-        return server
+        return server, front
 
     def _learn(self, worker: Worker) -> None:
         # Of this thread alone (Linux).
@@ -181,6 +224,7 @@ class Daemon:
         """Refuses new work, lets what runs end; a batch in training is simply redone at the next start."""
         self._stopping.set()
         log.info("stopping")
+        self._supervisor.stopping()
         service.draining = front.draining = True
         worker.notify()
         for progress in intake.progress:

@@ -10,15 +10,21 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def signals_set(event: threading.Event) -> Iterator[None]:
-    """SIGTERM and SIGINT only set `event`; a second one ends the process at once, which costs no more than a crash."""
+def signals_set(event: threading.Event, hangup: threading.Event | None = None) -> Iterator[None]:
+    """SIGTERM and SIGINT only set `event`; a second one ends the process at once, which costs no more than a crash.
+    SIGHUP sets `hangup`, if there is one."""
 
     def handle(number: int, _frame: object) -> None:
         if event.is_set():
             os._exit(128 + number)
         event.set()
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    def handle_hangup(_number: int, _frame: object) -> None:
+        if hangup is not None:
+            hangup.set()
+
+    handlers = {signal.SIGTERM: handle, signal.SIGINT: handle} | ({signal.SIGHUP: handle_hangup} if hangup else {})
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

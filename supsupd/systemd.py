@@ -6,6 +6,7 @@ take our descriptors for its own.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -31,8 +32,9 @@ class Supervisor:
 
     def __init__(self, address: str | None = None, watchdog_seconds: float | None = None) -> None:
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
-        self.ping_seconds = None if watchdog_seconds is None else watchdog_seconds / 2
-        """How often to say `alive`."""
+        self._is_watching = watchdog_seconds is not None
+        self.ping_seconds = math.inf if watchdog_seconds is None else watchdog_seconds / 2
+        """How often at least to say `alive`."""
 
     @classmethod
     def from_environment(cls) -> Supervisor:
@@ -58,7 +60,8 @@ class Supervisor:
         self._tell(f"STATUS={text}")
 
     def alive(self) -> None:
-        self._tell("WATCHDOG=1")
+        if self._is_watching:
+            self._tell("WATCHDOG=1")
 
     def _tell(self, *lines: str) -> None:
         if self._address is None:
