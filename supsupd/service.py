@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage import decisions, ledger, masks, tasks
-from storage.db import Database, StoreError
-from storage.gaps import GapUnknown
-from storage.ledger import LedgerConflict
-from storage.masks import MaskCorrupt, MaskUnknown
+from storage.db import Database
 from storage.models import TaskRow
-from storage.spool import SpoolCorrupt
 from streams.batch import BatchRejected
 from streams.formats import form_of_media_type, form_of_name, sniff
 from supsupd import __version__, attractors, operations
-from supsupd.commands import CommandRefused
 from supsupd.config import Settings
 from supsupd.health import Health
 from supsupd.intake import Intake
-from supsupd.learning.inference import MethodUnavailable, ObjectiveUnavailable
-from supsupd.learning.joint import Refused, answer_together
-from supsupd.learning.normalise import ShapeMismatch
-from supsupd.learning.predictor import Predictor
-from supsupd.learning.queries import Answer, Query
 from supsupd.measuring import Measuring
+from supsupd.predicting import Predicting
 from supsupd.serving.engine import (
     BadInput,
     BatchRefused,
     EngineError,
     Measures,
-    NoModelYet,
     Prediction,
     Question,
     TaskModel,
@@ -42,6 +31,7 @@ from supsupd.serving.engine import (
 )
 from supsupd.staging import KeyReused, QueueFull
 from supsupd.story import tell
+from supsupd.translation import resolve, translated
 from supsupd.views import (
     show_batch,
     show_damage,
@@ -56,9 +46,7 @@ from supsupd.views import (
 from supsupd.worker import Worker
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from storage.db import Session
+    pass
 
 SHOWN_DECISIONS = 100
 
@@ -84,109 +72,25 @@ class Service:
         self._worker = worker
         self._intake = intake
         self._health = health or Health()
+        self._predicting = Predicting(settings.recognition.scenario, database, worker)
         self._measuring = Measuring(database, worker.spool, worker)
         self._started = time.monotonic()
         self.draining = False
 
     def ready(self) -> bool:
-        predictor = self._worker.predictor
-        return not self.draining and predictor is not None and bool(predictor.tasks)
+        return not self.draining and self._predicting.ready()
 
     def predict(self, questions: Sequence[Question]) -> list[Prediction | EngineError]:
-        try:
-            return self._answered(lambda predictor: self._predict(predictor, questions))
-        except NoModelYet as error:
-            return [error] * len(questions)
-
-    def _answered(self, ask: Callable[[Predictor], T]) -> T:
-        """What the predictor says; where it comes upon a damaged mask, what it says without that. Raises NoModelYet."""
-        predictor = self._worker.predictor
-        while predictor is not None:
-            try:
-                return ask(predictor)
-            except MaskCorrupt as error:
-                predictor = self._worker.predictor_without(error, predictor)
-        raise NoModelYet
-
-    def _predict(self, predictor: Predictor, questions: Sequence[Question]) -> list[Prediction | EngineError]:
-        """The answers from this snapshot. Raises MaskCorrupt."""
-        asked: dict[int, tuple[np.ndarray, Query]] = {}
-        answers: dict[int, Prediction | EngineError] = {}
-        for index, question in enumerate(questions):
-            try:
-                asked[index] = (question.x, self._query(predictor, question))
-            except EngineError as error:
-                answers[index] = error
-        for index, answer in zip(asked, answer_together(predictor, list(asked.values())), strict=True):
-            answers[index] = _prediction(predictor, answer) if isinstance(answer, Answer) else _refusal(answer)
-        return [answers[index] for index in range(len(questions))]
-
-    def _query(self, predictor: Predictor, question: Question) -> Query:
-        """Raises EngineError."""
-        place = None if question.task is None else self._place(predictor, question.task)
-        if not predictor.tasks:
-            raise self._nothing_to_predict_with()
-        if place is None and self._settings.recognition.scenario == "GG":
-            raise BadInput("no_task: in scenario GG every query names its task: its key, name or id")
-        try:
-            return predictor.query(place, question.per_sample, question.method, question.objective)
-        except ObjectiveUnavailable as error:
-            raise _refusal(error) from None
+        return self._predicting.predict(questions)
 
     def is_light(self, questions: Sequence[Question]) -> bool:
-        predictor = self._worker.predictor
-        if predictor is None:
-            return False
-        asked = []
-        for question in questions:
-            place = None
-            if question.task is not None:  # what is no id of a served task is looked up in the store
-                place = predictor.place_of(question.task) if isinstance(question.task, int) else None
-                if place is None:
-                    return False
-            method, objective = question.method or predictor.method, question.objective or predictor.objective
-            asked.append((len(question.x), Query(place, question.per_sample, method, objective)))
-        return predictor.is_light(asked)
-
-    def _place(self, predictor: Predictor, task: int | str) -> int:
-        """Where the mask of a given task is; the store is only asked about what is not a served task's id."""
-        if isinstance(task, int) and (place := predictor.place_of(task)) is not None:
-            return place
-        with self._database.read() as session:
-            row = _resolve(session, task)
-        if row.retired_at is not None:
-            raise EngineError(f"task {row.id} is retired", 404)
-        if (problem := self._damaged().get(row.id)) is not None:
-            raise EngineError(f"mask_corrupt: {problem}", 503)
-        if (place := predictor.place_of(row.id)) is None:  # found this moment
-            raise TaskUnknown(task)
-        return place
-
-    def _damaged(self) -> dict[int, str]:
-        """What is wrong with the tasks that are out of service, by id."""
-        engine = self._worker.engine
-        return {} if engine is None else dict(engine.out_of_service)
-
-    def _nothing_to_predict_with(self) -> NoModelYet:
-        if damaged := self._damaged():
-            return NoModelYet(f"mask_corrupt: {next(iter(damaged.values()))}")
-        with self._database.read() as session:
-            retired = tasks.count_retired(session)
-        return NoModelYet("every task is retired") if retired else NoModelYet()
+        return self._predicting.is_light(questions)
 
     def model(self) -> dict[str, Any] | None:
-        predictor = self._worker.predictor
-        if predictor is None:
-            return None
-        return {
-            "input_shape": list(predictor.normaliser.input_shape),
-            "classes": list(predictor.classes.labels),
-            "label_kind": predictor.classes.kind,
-        }
+        return self._predicting.model()
 
     def served_version(self, task: int) -> int | None:
-        predictor = self._worker.predictor
-        return None if predictor is None else predictor.version_of(task)
+        return self._predicting.served_version(task)
 
     def task_models(self, task: int | None = None) -> list[TaskModel]:
         with self._database.read() as session:
@@ -196,7 +100,7 @@ class Service:
                 raise TaskUnknown(task)
             else:
                 rows, versions = [row], {task: masks.list_versions(session, task)}
-        damaged = self._damaged()
+        damaged = self._predicting.damaged()
         return [self._task_model(row, versions[row.id], damaged.get(row.id)) for row in rows]
 
     def _task_model(self, row: TaskRow, versions: list[int], problem: str | None) -> TaskModel:
@@ -209,7 +113,7 @@ class Service:
         return TaskModel(row.id, tuple(versions), served, retired, problem)
 
     def measures(self) -> Measures:
-        problems = len(self._health.show()) + len(self._damaged())
+        problems = len(self._health.show()) + len(self._predicting.damaged())
         return self._measuring.look(self.ready(), problems)
 
     def status(self) -> dict[str, Any]:
@@ -240,7 +144,7 @@ class Service:
         }
 
     def _problems(self, suspended: int) -> list[dict[str, Any]]:
-        found = self._health.show() + [show_damage(*damaged) for damaged in self._damaged().items()]
+        found = self._health.show() + [show_damage(*damaged) for damaged in self._predicting.damaged().items()]
         return found + ([show_suspended(suspended)] if suspended else [])
 
     def _network(self) -> dict[str, Any] | None:
@@ -260,29 +164,29 @@ class Service:
     def tasks(self, retired: bool = False) -> list[dict[str, Any]]:
         with self._database.read() as session:
             rows = tasks.list_tasks(session, retired)
-        damaged = self._damaged()
+        damaged = self._predicting.damaged()
         return [show_task(row, damaged.get(row.id)) for row in rows]
 
     def task(self, reference: int | str) -> dict[str, Any]:
         with self._database.read() as session:
-            row = _resolve(session, reference)
+            row = resolve(session, reference)
             merged = tasks.list_merged(session, row.id)
             shown = decisions.list_for_task(session, [row.id, *(other.id for other in merged)], SHOWN_DECISIONS)
             batches = {d.batch_id: ledger.load_batch(session, d.batch_id) for d in shown}
-            return show_task(row, self._damaged().get(row.id)) | {
+            return show_task(row, self._predicting.damaged().get(row.id)) | {
                 "merged": [show_task(other) for other in merged],
                 "decisions": [show_decision(d, batches[d.batch_id]) for d in shown],
             }
 
     def rename(self, reference: int | str, name: str) -> dict[str, Any]:
-        with _translated(), self._database.write() as session:
+        with translated(), self._database.write() as session:
             row = tasks.resolve(session, reference, follow=False)
             tasks.rename(session, row.id, name)
             return show_task(row)
 
     def history(self, reference: int | str) -> list[dict[str, Any]]:
         with self._database.read() as session:
-            origins = masks.list_history(session, _resolve(session, reference, follow=False).id)
+            origins = masks.list_history(session, resolve(session, reference, follow=False).id)
         predictor = self._worker.predictor
         served = {task.task_id: task.version for task in predictor.tasks} if predictor is not None else {}
         return [show_origin(origin, served.get(origin.task_id) == origin.version) for origin in origins]
@@ -295,7 +199,7 @@ class Service:
 
     def merge(self, reference: int | str, other: int | str, by: str | None = None) -> dict[str, Any]:
         with self._database.read() as session:
-            other_id = _resolve(session, other, follow=False).id
+            other_id = resolve(session, other, follow=False).id
         return self._operate(reference, operations.merge, other_id, by=by)
 
     def split(self, reference: int | str, batch_id: int, by: str | None = None) -> dict[str, Any]:
@@ -309,8 +213,8 @@ class Service:
     ) -> dict[str, Any]:
         """Runs an operation on a task in the learning thread; the task that it gives, or was about, afterwards."""
         with self._database.read() as session:
-            task_id = _resolve(session, reference, follow=False).id
-        with _translated():
+            task_id = resolve(session, reference, follow=False).id
+        with translated():
             made = self._worker.call(partial(operation, self._worker, task_id, *given, by=by))
         with self._database.read() as session:
             return show_task(tasks.load_task(session, made or task_id))
@@ -333,7 +237,7 @@ class Service:
             return [show_batch(row) for row in ledger.list_batches(session, *states, limit=limit)]
 
     def batch(self, reference: int | str) -> dict[str, Any]:
-        with _translated(), self._database.read() as session:
+        with translated(), self._database.read() as session:
             return show_batch(ledger.find_batch(session, reference))
 
     def rejected(self, limit: int | None) -> list[dict[str, Any]]:
@@ -342,7 +246,7 @@ class Service:
 
     def retry(self, batch_id: int) -> dict[str, Any]:
         try:
-            with _translated():
+            with translated():
                 new = self._intake.staging.retry(batch_id)
         except BatchRejected as rejection:
             raise BatchRefused(str(rejection), 409) from None
@@ -350,7 +254,7 @@ class Service:
         return self.batch(new)
 
     def drop(self, batch_id: int) -> dict[str, Any]:
-        with _translated():
+        with translated():
             self._intake.staging.drop(batch_id)
         return self.batch(batch_id)
 
@@ -363,7 +267,7 @@ class Service:
         ]
 
     def accept_gap(self, source: str) -> dict[str, Any]:
-        with _translated():
+        with translated():
             return show_gap(self._intake.accept_gap(source))
 
     def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None) -> dict[str, Any]:
@@ -373,7 +277,7 @@ class Service:
             raise BadInput(f"bad_request: name {name!r} is not a relative path without '..'")
         form = form_of_media_type(media_type or "") or form_of_name(name) or sniff(payload) or "npz"
         try:
-            with _translated():
+            with translated():
                 staged, sha256 = self._intake.staging.submit(name, form, payload, key)
         except BatchRejected as rejection:
             raise BatchRefused(str(rejection)) from None
@@ -386,51 +290,7 @@ class Service:
         return {"batch": staged.first or staged.id, "state": state, "sha256": sha256}
 
     def reservoir(self) -> dict[str, Any]:
-        return self._answered(attractors.describe)
+        return self._predicting.answered(attractors.describe)
 
     def scan(self) -> dict[str, Any]:
         return {"pass": self._intake.request_scan()}
-
-
-def _prediction(predictor: Predictor, answer: Answer) -> Prediction:
-    return Prediction(
-        labels=predictor.classes.decode(answer.predicted),  # type: ignore[arg-type]  # one kind throughout
-        probabilities=answer.probabilities,
-        task=answer.task,
-        entropy=answer.entropy,
-        known=answer.known,
-        classes=list(predictor.classes.labels),  # type: ignore[arg-type]
-        version=predictor.version_of(int(answer.task[0])) or 0,
-    )
-
-
-def _refusal(error: Refused) -> BadInput:
-    """Why a query cannot be answered, in the socket's words."""
-    codes = {MethodUnavailable: "bad_method", ShapeMismatch: "shape_mismatch"}
-    code = next((code for kind, code in codes.items() if isinstance(error, kind)), "bad_objective")
-    return BadInput(f"{code}: {error}")
-
-
-def _resolve(session: Session, reference: int | str, follow: bool = True) -> TaskRow:
-    """Raises EngineError."""
-    with _translated():
-        return tasks.resolve(session, reference, follow)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """What the store and the learning thread refuse, in the socket's words."""
-    try:
-        yield
-    except (tasks.TaskUnknown, MaskUnknown) as error:
-        raise EngineError(str(error), 404) from None
-    except tasks.NameInvalid as error:
-        raise BadInput(str(error)) from None
-    except (tasks.NameTaken, tasks.TaskAmbiguous, tasks.TaskConflict, LedgerConflict, SpoolCorrupt) as error:
-        raise EngineError(str(error), 409) from None
-    except (ledger.BatchUnknown, GapUnknown) as error:
-        raise EngineError(str(error), 404) from None
-    except (CommandRefused, StoreError, OSError) as error:
-        raise EngineError(str(error), 503) from None
-    except MaskCorrupt as error:
-        raise EngineError(f"mask_corrupt: {error}", 503) from None
