@@ -261,5 +261,5 @@ def test_a_bad_config_is_a_line_for_each_problem_and_exit_code_78(command, tmp_p
     assert result.returncode == 78
     assert result.stdout == ""
     lines = result.stderr.splitlines()
-    assert [line.split(": ")[:2] for line in lines] == [[str(file), "learning.lr"], [str(file), "colour"]]
+    assert [line.split(": ")[:2] for line in lines] == [[f"{file}:3", "learning.lr"], [f"{file}:1", "colour"]]
     assert not (tmp_path / "s").exists()
