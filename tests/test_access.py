@@ -97,6 +97,15 @@ def test_who_is_unknown_does_not_learn_what_paths_there_are(port, credentials, p
     assert ask(port, "DELETE", "/v1/status")[0] == 401
 
 
+def test_one_right_request_lets_no_other_of_its_connection_in(port, credentials):
+    right = {"Host": "localhost", "Authorization": credentials.granted["admin"]}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        for headers, wanted in ((right, 200), ({"Host": "localhost"}, 401), (right, 200), ({"Host": "evil"}, 403)):
+            connection.request("GET", "/v1/status", headers=headers)
+            answer = connection.getresponse()
+            assert (answer.status, len(answer.read()) > 0) == (wanted, True)
+
+
 @pytest.mark.parametrize("name", ["access_token", "token", "authorization"])
 def test_a_token_in_the_url_opens_nothing(port, credentials, name):
     token = credentials.granted["admin"].removeprefix("Bearer ")
