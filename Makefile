@@ -47,11 +47,13 @@ fuzz: $(VENV)/.installed ## fuzz each decoder for FUZZ_SECONDS=600; what breaks 
 	&& $(BIN)/python tests/fuzz/fuzz.py $$name -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/$$name- \
 	build/fuzz/$$name tests/fuzz/corpus/$$name || exit; done
 
-bench: $(VENV)/.installed ## speed and memory (DATA=folder with mnist.npz, PEER=checkout of the paper's code)
+bench: $(VENV)/.installed ## speed and memory (DATA=folder with mnist.npz, PEER=checkout of the paper's code, MLSERVER=its python)
 	$(BIN)/python benchmarks/bank.py --data $(DATA) $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/train_step.py $(if $(PEER),--peer $(PEER))
 	$(BIN)/python benchmarks/scaling.py --data $(DATA)
 	$(BIN)/python benchmarks/serve.py --data $(DATA)
+	$(BIN)/python benchmarks/serve_crowd.py --data $(DATA)
+	$(if $(MLSERVER),$(BIN)/python benchmarks/serve_peers.py --data $(DATA) --peer-python $(MLSERVER))
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/intake.py
 	$(BIN)/python benchmarks/gpu.py

@@ -39,7 +39,6 @@ class Order:
         binary: tensors as bytes, both ways; else as JSON.
         given: each question names its task.
         raw: requests made beforehand over bare connections, instead of tritonclient.
-        pause: seconds that a raw client which was told to come back later waits.
     """
 
     address: str
@@ -50,7 +49,6 @@ class Order:
     given: bool = False
     raw: bool = False
     headers: dict[str, str] = field(default_factory=dict)
-    pause: float = 0.1
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"questions": str(self.questions)}
@@ -61,6 +59,7 @@ class Found:
     """What came back, of one order or of several; `milliseconds` of those that were answered.
 
     right: those with the right task and the right label of the first row; raw clients do not look.
+    retry_after: those that were told when to come back; raw clients come back then.
     cpu_seconds: that the server took meanwhile, where it was looked at.
     """
 

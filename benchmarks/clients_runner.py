@@ -130,12 +130,16 @@ def requests_of(order: dict[str, Any]) -> list[bytes]:
     return requests
 
 
+def field(head: bytes, name: bytes) -> bytes:
+    """A header's value, empty where it is not sent; all in small letters."""
+    return head.partition(b"\r\n" + name + b":")[2].partition(b"\r\n")[0]
+
+
 async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> tuple[int, bytes]:
     """The status and the header lines of the answer, which is read whole."""
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = int(head.split(b"\r\ncontent-length:", 1)[1].split(b"\r\n", 1)[0])
-    await reader.readexactly(length)
+    await reader.readexactly(int(field(head, b"content-length")))
     return int(head[9:12]), head
 
 
@@ -153,9 +157,9 @@ async def ask_raw(order: dict[str, Any]) -> dict[str, Any]:
                     began = time.perf_counter()
                     status, head = await exchange(reader, writer, next(turns))
                     tally.count(status, began)
-                    if b"retry-after:" in head:
+                    if told := field(head, b"retry-after"):
                         tally.retry_after += 1
-                        await asyncio.sleep(order["pause"])
+                        await asyncio.sleep(int(told))
                 writer.close()
             except (OSError, EOFError):
                 tally.count(0, began)

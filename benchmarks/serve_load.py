@@ -116,6 +116,11 @@ class Stream:
             self.daemon.drop(self.daemon.stage(name, x, y))
         self._next_look = time.monotonic() + LOOK_SECONDS
 
+    def finish(self) -> None:
+        """Returns once nothing is left to learn."""
+        while self.client.status()["queue"]:
+            time.sleep(LOOK_SECONDS)
+
     def _iter_batches(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         rng = np.random.default_rng(1)
         for number in itertools.count():
