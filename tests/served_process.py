@@ -43,7 +43,7 @@ class ServedProcess:
     def __init__(self, nursery, folder: Path, files=None, **limits):
         folder.mkdir()
         self.path = folder / "s.sock"
-        self._log, self._told, self._accepted = folder / "log", folder / "told", folder / "accepted"
+        self._told, self._accepted = folder / "told", folder / "accepted"
         request = {"folder": str(folder), "files": files, "limits": limits}
         token = Credentials(folder / "state").granted["admin"]
         self.child = nursery.bear(request)
@@ -74,6 +74,9 @@ class PatientEngine(TinyEngine):
 def live(request):
     """A child's whole life."""
     folder, accepted = Path(request["folder"]), []
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT, 0o600)
+    os.dup2(log, 1)  # our own is for the parent's answers
+    os.dup2(log, 2)
     try:
         if request["files"]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"], request["files"]))
@@ -81,7 +84,7 @@ def live(request):
         serve(folder, ServingSettings(**request["limits"]), accepted)
         code = 0
     except BaseException:  # noqa: BLE001 - the log is all that is left of it
-        (folder / "log").write_text(traceback.format_exc())
+        traceback.print_exc()
         code = 1
     (folder / "accepted").write_text(json.dumps(accepted))
     os._exit(code)
