@@ -6,10 +6,10 @@ the daemon. To make it:
     python -m venv PATH && PATH/bin/pip install mlserver 'uvloop<0.22' httptools
 
 (its workers do not start with a newer uvloop, and uvicorn's faster parser does not come with it). Of its configurations
-the one that answers most is taken, for each number of rows. Both servers are up at once and asked in turn, so that both see the same
-machine; the client is tritonclient with 8 connections, one process for both. MLServer takes no binary tensors over
-HTTP: ours get them, and are asked in JSON too. Bare connections with requests made beforehand show what the servers do
-where the client costs nothing; canned answers show what the clients could ask at most.
+the one that answers most is taken, for each number of rows. Both servers are up at once and asked in turn, so that both
+see the same machine; the client is tritonclient with 8 connections, one process for both. MLServer takes no binary
+tensors over HTTP: ours get them, and are asked in JSON too. Bare connections with requests made beforehand show what
+the servers do where the client costs nothing; canned answers show what the clients could ask at most.
 """
 
 from __future__ import annotations
