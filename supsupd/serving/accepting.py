@@ -35,6 +35,8 @@ class Arrivals:
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     """By reason: full, peer, stopping, stranger, no_room, tls."""
+    answered: Counter[str] = field(default_factory=Counter)
+    """What the application never saw, or saw no end of, by the status of the answer."""
     cut: Counter[str] = field(default_factory=Counter)
     """By the time that was over: headers, write, shutdown."""
 

@@ -127,6 +127,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
                 return
         self._held = b""
+        self.shared.arrivals.answered[str(status)] += 1
         self.transport.write(plain_answer(status, text))
         self.close()
 

@@ -165,6 +165,7 @@ class _Now:
         yield GaugeMetricFamily("supsupd_connections", "Connections that are open.", acceptor.open)
         yield CounterMetricFamily("supsupd_connections_accepted", "Connections that were let in.", arrivals.accepted)
         yield _counts("supsupd_connections_refused", "Connections that were not.", "reason", arrivals.refused)
+        yield _counts("supsupd_http_refused", "Requests refused before any route.", "status", arrivals.answered)
         yield _counts("supsupd_connections_cut", "Connections ended since their time was over.", "time", arrivals.cut)
 
 
