@@ -165,6 +165,16 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _listen_apart(self) -> Self:
+        """Each door has a place of its own; port 0 is a free one each time."""
+        for key, other in (("grpc", "http"), ("grpc_socket", "socket")):
+            given = getattr(self, key)
+            if given is not None and given == getattr(self, other) and not str(given).endswith(":0"):
+                text = "Input should be another one than that of {other}"
+                raise PydanticCustomError("same_place", text, {"key": key, "given": str(given), "other": other})
+        return self
+
+    @model_validator(mode="after")
     def _keep_apart(self) -> Self:
         """What the daemon writes must not come back to it as input, and no file may be seen twice."""
         watched = [folder.resolve() for folder in self.watch]

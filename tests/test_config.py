@@ -124,6 +124,12 @@ BAD_FILES = [
     ('[intake]\nsettle_seconds = "soon"', "intake.settle_seconds: given 'soon'; expected a valid number"),
     ('device = "tpu"', "device: given 'tpu'; expected 'auto', 'cpu' or 'cuda'"),
     ('log_format = "xml"', "log_format: given 'xml'; expected 'auto', 'console' or 'json'"),
+    (
+        'http = "localhost:80"\ngrpc = "localhost:80"',
+        "grpc: given 'localhost:80'; expected another one than that of http",
+    ),
+    ('http = "localhost"', "http: given 'localhost'; expected HOST:PORT, such as 127.0.0.1:8000"),
+    ('socket = "/s"\ngrpc_socket = "/s"', "grpc_socket: given '/s'; expected another one than that of socket"),
     ('state = ""', "state: given ''; expected a path that is not empty"),
     (f'socket = "/{"s" * 120}"', f"socket: given '/{'s' * 120}'; expected a path of at most 107 bytes"),
 ]
@@ -177,14 +183,15 @@ def test_a_watched_folder_must_exist_and_there_must_be_one(tmp_path):
     assert line == "defaults: watch: given []; expected at least one folder to watch, unless stdin or sources are set"
 
 
-@pytest.mark.parametrize("key", ["state", "socket", "predictions"])
+@pytest.mark.parametrize("key", ["state", "socket", "grpc_socket", "predictions"])
 def test_what_the_daemon_writes_lies_outside_what_it_watches(tmp_path, watched, key):
     (tmp_path / "link").symlink_to(watched)
     (line,) = problems({"watch": [tmp_path / "link"], key: watched / "x"})
-    assert f"--{key}: given" in line
+    flag = key.replace("_", "-")
+    assert f"--{flag}: given" in line
     for path in (watched / "deep" / "x", tmp_path / "link" / "x", watched / ".." / "in" / "x"):
         (line,) = problems({"watch": [watched], key: path})
-        assert line.startswith(f"command line: --{key}: given ")
+        assert line.startswith(f"command line: --{flag}: given ")
         assert line.endswith(f"expected a path outside the watched folder {watched}")
 
 

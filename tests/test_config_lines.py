@@ -74,7 +74,7 @@ def documents(draw):
             lines.append(
                 opening + ".".join(quote(draw, k) for k in draw(st.lists(KEYS, min_size=1, max_size=2))) + closing
             )
-    return draw(st.sampled_from(["\n", "\r\n"])).join(lines) + "\n"
+    return draw(st.sampled_from(["\n", "\r\n"])).join(lines) + draw(st.sampled_from(["", "\n"]))
 
 
 def paths_of(node, path=()):
