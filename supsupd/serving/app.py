@@ -16,6 +16,7 @@ from supsupd.serving.models import Models
 from supsupd.serving.monitoring import Monitoring
 from supsupd.serving.native import Native
 from supsupd.serving.openapi import Description
+from supsupd.serving.refusals import RETRY_SECONDS
 from supsupd.serving.requests import REQUEST_ID, Requests
 
 MODEL_PATHS = ("/v2/models/", "/v2/repository/models/")
@@ -66,7 +67,7 @@ def _allowed(request: Request) -> str:
 
 async def _answer_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
-    later = {"Retry-After": "1"} if error.status in (429, 503) else None
+    later = {"Retry-After": str(RETRY_SECONDS)} if error.status in (429, 503) else None
     return error_answer(error.status, error.text, later)
 
 

@@ -12,13 +12,10 @@ from supsupd.serving.access import GuardedRoute, caller_of
 from supsupd.serving.bodies import CODINGS, JsonAnswer, compressed, error_answer, read_body
 from supsupd.serving.engine import ExtensionNotSupported, NoModelYet
 from supsupd.serving.front import Front
-from supsupd.serving.models import Models
+from supsupd.serving.models import LIGHT_BYTES, Models
 from supsupd.serving.protocol import InferAnswer, InferRequest, ProtocolError
 from supsupd.serving.strict_json import field, parse_object
-from supsupd.serving.tensors import Tensor
 
-LIGHT_BYTES = 1 << 16
-"""What is decoded, encoded or written in well under a millisecond; more is left to another thread."""
 JSON_BYTES = "inference-header-content-length"
 NOT_SERVED = (
     "/v2/systemsharedmemory/{rest:path}",
@@ -128,7 +125,7 @@ class Inference:
             asked = await run_in_threadpool(protocol.decode_request, body, json_bytes)
         answer = await self.models.infer(name, version, asked)
         accepted = request.headers.get("accept-encoding", "")
-        if sum(_size(tensor) for tensor in answer.outputs) <= LIGHT_BYTES:
+        if sum(tensor.nbytes for tensor in answer.outputs) <= LIGHT_BYTES:
             return _written(answer, asked)
         return await run_in_threadpool(lambda: compressed(_written(answer, asked), accepted))
 
@@ -151,11 +148,6 @@ def _json_bytes(request: Request) -> int | None:
     if not _DIGITS.fullmatch(told):
         raise ProtocolError("bad_request: Inference-Header-Content-Length must be a number of bytes")
     return int(told)
-
-
-def _size(tensor: Tensor) -> int:
-    """About how many bytes a tensor takes in the answer."""
-    return sum(map(len, tensor.data)) if isinstance(tensor.data, list) else tensor.data.nbytes
 
 
 def _written(answer: InferAnswer, asked: InferRequest) -> Response:

@@ -5,11 +5,9 @@ All answers are plain objects in the protocol's JSON form; REST and gRPC both te
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -19,6 +17,7 @@ from supsupd.serving.engine import MODEL_NAME, EngineError, NoModelYet, Predicti
 from supsupd.serving.front import Front
 from supsupd.serving.loading import version_to_load
 from supsupd.serving.log_settings import change_log_settings, log_settings
+from supsupd.serving.naming import OWN_VERSION, NotLoaded, UnknownModel, meant, reason
 from supsupd.serving.outputs import model_config, model_metadata, output_tensors, wanted_outputs
 from supsupd.serving.protocol import InferAnswer, InferRequest, ProtocolError, question_of, timeout_of
 
@@ -31,47 +30,11 @@ EXTENSIONS = (
     "parameters",
     "statistics",
 )
-OWN_VERSION = 1
-"""Of `supsup`: what it is does not change."""
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_VERSION = re.compile(r"[0-9]{1,18}")
-_TASK = re.compile(r"task-([1-9][0-9]{0,17})")
+LIGHT_BYTES = 1 << 16
+LIGHT_VALUES = 1 << 10
+"""What is gone through in well under a millisecond, as an array and one by one; more is left to another thread."""
 
-
-class UnknownModel(EngineError):
-    """There never was such a model, or such a version of it."""
-
-    status = 404
-
-    def __init__(self, name: str, version: str = "") -> None:
-        if not _NAME.fullmatch(name):
-            text = "a model's name is 1 to 64 letters, digits, dots, _ and -"
-        elif version and not _VERSION.fullmatch(version):
-            text = "a version is 1 to 18 digits"
-        else:
-            text = f"model {name} has no version {version}" if version else f"there is no model {name}"
-        super().__init__(f"unknown_model: {text}")
-
-
-class NotLoaded(EngineError):
-    """There is such a model, and it can't be asked now."""
-
-    status = 503
-
-    def __init__(self, model: TaskModel, version: int | None = None) -> None:
-        super().__init__(f"not_loaded: {reason(model, version)}")
-
-
-def reason(model: TaskModel, version: int | None) -> str:
-    """Why a task's model, or this version of it, can't be asked, and what would change that."""
-    if model.retired:
-        return f"{model.problem}; load task-{model.task} to take it into use again"
-    if model.served is None:
-        return model.problem or f"task {model.task} is not served"
-    return (
-        f"version {model.served} of task-{model.task} is served; "
-        f"load it with the parameter version {version} to roll back to that"
-    )
+T = TypeVar("T")
 
 
 class Models:
@@ -95,7 +58,7 @@ class Models:
 
     def check_name(self, name: str, version: str = "") -> None:
         """Raises EngineError 404 for what can't be a model's name or version, before anything is read."""
-        _meant(name, version)
+        meant(name, version)
 
     async def is_ready(self, name: str, version: str = "") -> bool:
         """Whether a model, or this version of it, can be asked."""
@@ -103,7 +66,7 @@ class Models:
 
     async def problem(self, name: str, version: str = "") -> EngineError | None:
         """Why a model, or this version of it, can't be asked; None: it can."""
-        task, wanted = _meant(name, version)
+        task, wanted = meant(name, version)
         if task is None:
             return None if self.engine.ready() else NoModelYet()
         served = self.engine.served_version(task)
@@ -155,7 +118,7 @@ class Models:
         by: who asks. Raises EngineError 409 too.
         """
         version = version_to_load(parameters)
-        task, wanted = _meant(name, "" if version is None else str(version))
+        task, wanted = meant(name, "" if version is None else str(version))
         if task is None:
             return
         model = await self._task_model(task, wanted)
@@ -168,7 +131,7 @@ class Models:
 
     async def unload(self, name: str, by: str | None) -> None:
         """Retires a task; `by`: who asks. Raises EngineError 409 too."""
-        task, _ = _meant(name, "")
+        task, _ = meant(name, "")
         if task is None:
             raise ProtocolError(f"bad_request: {MODEL_NAME} can't be unloaded; unload a task's model")
         model = await self._task_model(task)
@@ -182,16 +145,18 @@ class Models:
     async def infer(self, name: str, version: str, request: InferRequest) -> InferAnswer:
         """The answer to a request. Raises what `Front.infer` raises, too."""
         began = time.monotonic()
-        task, wanted = _meant(name, version)
+        task, wanted = meant(name, version)
         try:
-            question, outputs = question_of(request, task), wanted_outputs(request.outputs)
+            outputs = wanted_outputs(request.outputs)
+            question = await _away(_bytes_of(request) > LIGHT_BYTES, question_of, request, task)
             passes: list[Pass] = []
             asked = time.monotonic()
             prediction = await self.front.infer(question, timeout_of(request), passes.append)
             answered = time.monotonic()
             if task is not None:
                 await self._check(task, wanted, prediction)
-            tensors = output_tensors(prediction, outputs)
+            values = len(question.x) * (1 + sum(classes or 0 for _, classes in outputs))
+            tensors = await _away(values > LIGHT_VALUES, output_tensors, prediction, outputs)
         except (EngineError, ProtocolError) as error:
             if task is None or self.engine.served_version(task) is not None:
                 self.front.statistics.failed(name, time.monotonic() - began)
@@ -211,7 +176,7 @@ class Models:
         """The version of a model that answers."""
         if (problem := await self.problem(name, version)) is not None:
             raise problem
-        task, _ = _meant(name, version)
+        task, _ = meant(name, version)
         return OWN_VERSION if task is None else self.engine.served_version(task) or 0
 
     async def _task_model(self, task: int, version: int | None = None) -> TaskModel:
@@ -225,18 +190,13 @@ class Models:
         return model
 
 
-@lru_cache(maxsize=1024)
-def _meant(name: str, version: str) -> tuple[int | None, int | None]:
-    """The task that a model stands for, None for `supsup`; the version, None for whichever is served."""
-    task = _TASK.fullmatch(name)
-    if task is None and name != MODEL_NAME:
-        raise UnknownModel(name)
-    if version and not _VERSION.fullmatch(version):
-        raise UnknownModel(name, version)
-    wanted = int(version) if version else None
-    if task is None and wanted not in (None, OWN_VERSION):
-        raise UnknownModel(name, version)
-    return int(task[1]) if task is not None else None, wanted
+async def _away(is_long: bool, work: Callable[..., T], *given: Any) -> T:
+    """What `work` gives; done by another thread if it would hold up the loop."""
+    return await run_in_threadpool(work, *given) if is_long else work(*given)
+
+
+def _bytes_of(request: InferRequest) -> int:
+    return sum(tensor.nbytes for tensor in request.inputs)
 
 
 def _listed(name: str, version: int, why: str) -> dict[str, Any]:

@@ -43,6 +43,11 @@ class Tensor:
     shape: tuple[int, ...]
     data: np.ndarray | list[bytes]
 
+    @property
+    def nbytes(self) -> int:
+        """About how much there is to go through."""
+        return sum(map(len, self.data)) if isinstance(self.data, list) else self.data.nbytes
+
 
 def from_raw(name: str, datatype: Any, shape: Any, raw: bytes | memoryview) -> Tensor:
     """A tensor of raw bytes: row-major, little-endian; BF16 as two bytes, an element of BYTES after its length.
