@@ -26,7 +26,7 @@ def credentials(tmp_path_factory):
 @pytest.fixture(scope="module")
 def port(credentials, tmp_path_factory):
     limits = ServingSettings(hosts=["Box.Example"])
-    access = Access(lambda: limits, credentials.tokens, ["listened.example"])
+    access = Access(lambda: limits, credentials.tokens, ["listened.example", "0.0.0.0", "::"])
     with serving(TinyEngine(), tmp_path_factory.mktemp("run") / "s", tcp=True, access=access) as server:
         yield port_of(server)
 
@@ -165,6 +165,7 @@ def test_a_host_that_is_served_here_is_let_in(port, credentials, host):
         ["box.example."],
         ["user@localhost"],
         ["0.0.0.0"],
+        ["[::]:80"],
         [""],
         ["localhost", "localhost"],
     ],

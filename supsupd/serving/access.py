@@ -24,6 +24,7 @@ from supsupd.tokens import Tokens
 CALLER, ROUTE = "supsupd.caller", "supsupd.route"
 """In a request's `state`: who sent it; the template of its path."""
 OWN_HOSTS = frozenset(("localhost", "127.0.0.1", "[::1]"))
+EVERY_ADDRESS = frozenset(("0.0.0.0", "[::]"))  # noqa: S104 - as a name of ours it would be anybody's
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _BEARER = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
 _PORT = re.compile(r":\d{1,5}$")
@@ -80,7 +81,7 @@ class Access:
         self._limits = limits
         self._tokens = tokens
         self._owners = (0, os.geteuid())  # root may do everything anyway
-        self._hosts = OWN_HOSTS | {_host_name(host) for host in hosts}
+        self._hosts = OWN_HOSTS | {_host_name(host) for host in hosts} - EVERY_ADDRESS
 
     def caller_of_unix(self, connection: socket.socket) -> Caller | None:
         """Who connected to a Unix socket, by the kernel's word; None, and a line in the log, for somebody who has no
