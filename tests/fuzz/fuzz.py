@@ -5,18 +5,20 @@ directory.
 """
 
 import sys
+from pathlib import Path
 
 import atheris
 
 with atheris.instrument_imports(include=["supsupd", "streams", "decoders"]):
     from decoders import DECODERS
 
+WORDS = Path(__file__).with_name("words.dict")
 SECONDS = 5
 MEGABYTES = 2048
 
 
 def main(name, *arguments):
-    options = [f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}"]
+    options = [f"-timeout={SECONDS}", f"-rss_limit_mb={MEGABYTES}", f"-dict={WORDS}"]
     atheris.Setup([sys.argv[0], *options, *arguments], DECODERS[name])
     atheris.Fuzz()
 
