@@ -62,9 +62,11 @@ def decode_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
         )
     request = parse_object(body[:json_bytes])
     outputs = strict_json.field(request, "outputs", list, [])
+    parameters = strict_json.field(request, "parameters", dict, {})
+    strict_json.field(parameters, "binary_data_output", bool, None)
     return InferRequest(
         _decode_inputs(strict_json.field(request, "inputs", list, []), memoryview(body)[json_bytes:]),
-        strict_json.field(request, "parameters", dict, {}),
+        parameters,
         tuple([_decode_output(output) for output in outputs]),
         strict_json.field(request, "id", str, None),
     )
@@ -131,18 +133,18 @@ def _decode_inputs(inputs: list[Any], raw: memoryview) -> tuple[Tensor, ...]:
     for told in inputs:
         if type(told) is not dict or type(told.get("name")) is not str:
             raise ProtocolError("bad_request: each input must be an object with a name")
-        name, parameters = told["name"][:64], _parameters(told)
+        name, parameters = told["name"], _parameters(told)
         size = strict_json.field(parameters, "binary_data_size", int, None)
         if size is None:
             data = strict_json.field(told, "data", list, None)
             if data is None:
-                raise ProtocolError(f"bad_request: input {name} has neither data nor binary_data_size")
+                raise ProtocolError("bad_request: an input has neither data nor binary_data_size")
             tensors.append(from_json(name, told.get("datatype"), told.get("shape"), data))
             continue
         if "data" in told:
-            raise ProtocolError(f"bad_request: input {name} has both data and binary_data_size")
+            raise ProtocolError("bad_request: an input has both data and binary_data_size")
         if not 0 <= size <= len(raw) - at:
-            raise ProtocolError(f"shape_mismatch: input {name} takes {size} raw bytes, {len(raw) - at} are left")
+            raise ProtocolError(f"shape_mismatch: an input takes {size} raw bytes, {len(raw) - at} are left")
         tensors.append(from_raw(name, told.get("datatype"), told.get("shape"), raw[at : at + size]))
         at += size
     if at != len(raw):

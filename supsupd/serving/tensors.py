@@ -11,6 +11,7 @@ import numpy as np
 
 from supsupd.serving.strict_json import ProtocolError
 
+MAX_NAME = 64
 MAX_DIMENSIONS = 8
 LARGEST_SIZE = 2**31 - 1
 DATATYPES = {
@@ -84,8 +85,8 @@ def from_json(name: str, datatype: Any, shape: Any, data: list[Any]) -> Tensor:
 
     Raises ProtocolError: bad_datatype (BF16 and BYTES too, which come as raw bytes only), shape_mismatch.
     """
-    dtype = _dtype_of(name, datatype)
     shape = check_shape(name, shape)
+    dtype = _dtype_of(name, datatype)
     values, kinds = _flatten(name, data, shape)
     return Tensor(name, datatype, shape, _to_array(name, datatype, dtype, values, kinds).reshape(shape))
 
@@ -99,7 +100,9 @@ def to_json(tensor: Tensor) -> list[Any]:
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
-    """1 to MAX_DIMENSIONS integers from 1 to LARGEST_SIZE. Raises ProtocolError."""
+    """1 to MAX_DIMENSIONS integers from 1 to LARGEST_SIZE, of a tensor whose name can be told. Raises ProtocolError."""
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise ProtocolError(f"bad_request: a tensor's name must be up to {MAX_NAME} printable characters")
     if type(shape) not in (list, tuple) or not all(type(size) is int and 0 < size <= LARGEST_SIZE for size in shape):
         raise ProtocolError(
             f"shape_mismatch: the shape of {name} must be an array of integers from 1 to {LARGEST_SIZE}"
