@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -47,10 +47,10 @@ def _services(settings: Settings, front: Front, models: Models, access: Access) 
     return [grpc_service(front, models, access, addresses, settings.tls)] if addresses else []
 
 
-def _listeners(settings: Settings, handed: Sequence[socket.socket]) -> list[Listener]:
+def _listeners(settings: Settings, handed: Sequence[socket.socket]) -> Iterator[Listener]:
     tls = tls_context(settings.tls)
-    listeners = [adopt(one, tls) for one in handed]
-    for listener in listeners:
+    adopted = [adopt(one, tls) for one in handed]
+    for listener in adopted:
         if not (listener.is_unix or listener.tls or is_loopback(listener.host)):
             raise ConfigError(
                 [
@@ -58,8 +58,8 @@ def _listeners(settings: Settings, handed: Sequence[socket.socket]) -> list[List
                     " loopback address in the socket unit; or set tls.certificate and tls.key"
                 ]
             )
-    if not any(listener.is_unix for listener in listeners):
-        listeners.append(bind_unix(settings.socket, group=settings.serving.socket_group))
-    if settings.http is not None and all(listener.is_unix for listener in listeners):
-        listeners.append(bind_tcp(*split_address(settings.http), tls))
-    return listeners
+        yield listener
+    if not any(listener.is_unix for listener in adopted):
+        yield bind_unix(settings.socket, group=settings.serving.socket_group)
+    if settings.http is not None and all(listener.is_unix for listener in adopted):
+        yield bind_tcp(*split_address(settings.http), tls)

@@ -292,6 +292,7 @@ class TestTls:
         with self.served() as server:
             assert [answer.status for answer in self.ask(server)] == [200]
 
+    @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
     def test_old_versions_are_refused(self):
         with self.served() as server, pytest.raises((ssl.SSLError, ConnectionError)):
             self.ask(server, minimum_version=ssl.TLSVersion.TLSv1, maximum_version=ssl.TLSVersion.TLSv1_1)

@@ -15,13 +15,13 @@ from supsupd.serving.accepting import Arrivals, Place
 from supsupd.serving.exchange import Exchange
 from supsupd.serving.framing import MAX_HEADERS, Framing
 from supsupd.serving.front import Front
+from supsupd.serving.heads import check_head, split_target
+from supsupd.serving.outgoing import Outgoing
 from supsupd.serving.refusals import Refusal, plain_answer
 
 LINGER_SECONDS = 1.0
 """How long what a refused client still sends is read and dropped: it would else lose the answer."""
 STOPPING_LINGER_SECONDS = 0.1
-JOIN_BYTES = 1 << 16
-"""Up to this size copying a body costs less than a system call of its own."""
 
 
 class Shared(ServerState):
@@ -55,11 +55,8 @@ class Connection(HttpToolsProtocol):
         self._framing = Framing()
         self._rest = b""  # read, but of later requests
         self._closing = False
-        self._head_is_next = False
-        self._held = b""  # an answer's head, which goes out with the first of its body
         self._timer: asyncio.TimerHandle | None = None  # of a head, of idleness, or of the end
         self._times_head = False
-        self._stall: asyncio.TimerHandle | None = None
         self.url = b""
 
     @property
@@ -71,12 +68,13 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         super().connection_made(transport)
+        self.outgoing = Outgoing(transport, lambda: self.shared.front.limits.write_seconds, self._cut_writing)
+        self.write = self.outgoing.write
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._timer, self._stall):
-            if timer is not None:
-                timer.cancel()
+        self._disarm()
+        self.outgoing.unwatch()
         super().connection_lost(exc)
         self._place.leave()
 
@@ -95,7 +93,7 @@ class Connection(HttpToolsProtocol):
         if self.is_closing():
             return
         self._closing = True
-        self._flush()
+        self.outgoing.flush()
         is_more_to_come = not self._framing.in_head or self._framing.head_bytes or self._rest
         self._rest = b""
         if is_more_to_come and self.transport.can_write_eof():
@@ -105,8 +103,8 @@ class Connection(HttpToolsProtocol):
         else:
             self._disarm()
             self.transport.close()
-        if self._stall is None:
-            self._watch_writing()
+        self.outgoing.unwatch()
+        self.outgoing.watch()
 
     def cut(self) -> None:
         """Of a server that waits no longer: a request in progress is refused."""
@@ -123,10 +121,10 @@ class Connection(HttpToolsProtocol):
             return
         if self.is_busy:
             self.cycle.drop()
-            if self.cycle.response_started and not self._held:  # half an answer can't be taken back
+            if self.cycle.response_started and not self.outgoing.held:  # half an answer can't be taken back
                 self.transport.abort()
                 return
-        self._held = b""
+        self.outgoing.held = b""
         self.shared.arrivals.answered[str(status)] += 1
         self.transport.write(plain_answer(status, text))
         self.close()
@@ -144,9 +142,14 @@ class Connection(HttpToolsProtocol):
             self._parse(data)
         except httptools.HttpParserUpgrade:  # there is none: the answer comes over HTTP/1.1, and is the last one
             pass
-        except (httptools.HttpParserError, Refusal) as error:
-            cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
-            refusal = cause if isinstance(cause, Refusal) else Refusal(400, f"bad_request: {cause}")
+        except httptools.HttpParserCallbackError as error:
+            refusal = error.__context__
+            if not isinstance(refusal, Refusal):
+                raise
+            self.refuse(refusal.status, refusal.text)
+        except httptools.HttpParserError as error:
+            self.refuse(400, f"bad_request: {error}")
+        except Refusal as refusal:
             self.refuse(refusal.status, refusal.text)
 
     def _parse(self, data: bytes) -> None:
@@ -186,10 +189,9 @@ class Connection(HttpToolsProtocol):
         if self.shared.stopping:
             raise Refusal(503, "unavailable: the server is stopping")
         parser, scope = self.parser, self.scope
-        version, fields = parser.get_http_version(), dict(self.headers)
-        is_upgrade = parser.should_upgrade()
-        self._check(version, fields, is_upgrade)
-        raw_path, query = self._target()
+        version, is_upgrade = parser.get_http_version(), parser.should_upgrade()
+        fields = check_head(version, self.headers, is_upgrade)
+        raw_path, query = split_target(self.url)
         path = raw_path.decode("ascii")
         scope["method"] = parser.get_method().decode("ascii")
         scope["http_version"] = version
@@ -203,29 +205,6 @@ class Connection(HttpToolsProtocol):
             keep_alive=version == "1.1" and not is_upgrade and parser.should_keep_alive(),
         )
         self._start_asgi_task(self.cycle, self.app)
-
-    def _check(self, version: str, fields: dict[bytes, bytes], is_upgrade: bool) -> None:
-        """Raises Refusal for what the parser lets pass and we do not."""
-        if version not in ("1.1", "1.0"):
-            raise Refusal(400, "bad_request: expected HTTP/1.1")
-        hosts = [name for name, _ in self.headers].count(b"host")
-        if hosts > 1 or (version == "1.1" and not hosts):
-            raise Refusal(400, f"bad_request: expected one Host, got {hosts}")
-        coding = fields.get(b"transfer-encoding")
-        if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
-            raise Refusal(400, "bad_request: expected no Transfer-Encoding but chunked, in HTTP/1.1")
-        if fields.get(b"expect", b"100-continue").lower() != b"100-continue":
-            raise Refusal(417, "expectation_failed: expected no Expect but 100-continue")
-        if is_upgrade and (coding is not None or fields.get(b"content-length", b"0") != b"0"):
-            raise Refusal(400, "bad_request: expected no body with Upgrade")
-
-    def _target(self) -> tuple[bytes, bytes]:
-        """The path and the query asked for. Raises Refusal."""
-        try:
-            target = httptools.parse_url(self.url)
-        except httptools.HttpParserInvalidURLError:
-            raise Refusal(400, "bad_request: expected a path") from None
-        return target.path or b"/", target.query or b""
 
     def on_chunk_header(self) -> None:
         self._framing.chunk()
@@ -241,32 +220,11 @@ class Connection(HttpToolsProtocol):
 
     # -- what goes out ----------------------------------------------------------------------------------------------
 
-    def write(self, data: bytes) -> None:
-        if self._head_is_next:
-            self._head_is_next = False
-            self._held = data
-        elif len(data) <= JOIN_BYTES:
-            self.transport.write(self._held + data)
-            self._held = b""
-        else:
-            self._flush()
-            self.transport.write(data)
-
-    def hold_head(self) -> None:
-        """What is written next goes out with what is written after it: one system call, and one wake-up of the
-        client, for most answers."""
-        self._head_is_next = True
-
-    def _flush(self) -> None:
-        if self._held:
-            self.transport.write(self._held)
-            self._held = b""
-
     def on_response_complete(self) -> None:
         self.shared.total_requests += 1
         if self.is_closing():
             return
-        self._flush()
+        self.outgoing.flush()
         self._arm(self.shared.front.limits.idle_seconds, self.close)
         rest, self._rest = self._rest, b""
         if rest:
@@ -276,26 +234,16 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_writing()
+        self.outgoing.watch()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall is not None and not self._closing:
-            self._stall.cancel()
-            self._stall = None
+        if not self._closing:  # an end is waited for to the last byte
+            self.outgoing.unwatch()
 
-    def _watch_writing(self) -> None:
-        """A client that takes nothing for too long, of what waits to be sent, is cut off."""
-        before = self.transport.get_write_buffer_size()
-        patience = self.shared.front.limits.write_seconds
-        self._stall = self.loop.call_later(patience, self._look_at_writing, before) if before else None
-
-    def _look_at_writing(self, before: int) -> None:
-        if self.transport.get_write_buffer_size() < before:
-            self._watch_writing()
-        else:
-            self.shared.arrivals.cut["write"] += 1
-            self.transport.abort()
+    def _cut_writing(self) -> None:
+        self.shared.arrivals.cut["write"] += 1
+        self.transport.abort()
 
     # -- time -------------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ class Exchange(RequestResponseCycle):
 
     async def send(self, message: Message) -> None:  # type: ignore[override]
         if not self.response_started:
-            self._connection.hold_head()
+            self._connection.outgoing.expect_head()
             if self.more_body or self._connection.shared.front.draining:
                 self.keep_alive = False
         await super().send(message)  # type: ignore[arg-type]
