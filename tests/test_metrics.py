@@ -127,10 +127,11 @@ def test_what_waits_is_told_while_it_waits(asked):
     engine.gate.clear()
     with ThreadPoolExecutor() as threads:
         try:
-            answers = [threads.submit(infer, http) for _ in range(4)]
-            now = until(lambda: (now := figures(http))[("supsupd_queue_requests",)] and now)
-            assert now[("supsupd_queue_age_seconds",)] > 0
-            assert now[("supsupd_passes_running",)] == 2
+            answers = []
+            for gauge, value in (("passes_running", 1), ("passes_running", 2), ("queue_requests", 1)):
+                answers.append(threads.submit(infer, http))
+                until(lambda gauge=gauge, value=value: figures(http)[f"supsupd_{gauge}",] == value)
+            assert figures(http)[("supsupd_queue_age_seconds",)] > 0
         finally:
             engine.gate.set()
         assert {answer.result().status_code for answer in answers} == {200}
