@@ -22,7 +22,7 @@ OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 def check(settings: Settings) -> None:
     """Raises ConfigError with a line for each thing that is not safe. Creates nothing."""
     problems = [
-        *_state(settings.state),
+        *_state(settings.state, {os.geteuid()}),
         *_tcp(settings),
         *_tls(settings.tls),
         *_socket("socket", settings.socket),
@@ -34,8 +34,10 @@ def check(settings: Settings) -> None:
 
 
 def check_state(state: Path) -> None:
-    """Raises ConfigError unless the state folder, where there is one, is this user's alone."""
-    if problems := list(_state(state)):
+    """Raises ConfigError unless the state folder, where there is one, is this user's alone, or anybody's for root."""
+    status = _status(state)
+    owners = {os.geteuid()} | ({status.st_uid} if status is not None and os.geteuid() == 0 else set())
+    if problems := list(_state(state, owners)):
         raise ConfigError(problems)
 
 
@@ -47,7 +49,7 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def _state(state: Path) -> Iterator[str]:
+def _state(state: Path, owners: set[int]) -> Iterator[str]:
     status = _status(state)
     if status is None:
         return
@@ -56,7 +58,7 @@ def _state(state: Path) -> Iterator[str]:
         yield f"state: given {state}, a symbolic link; expected the folder itself; set state to {state.resolve()}"
     elif not stat.S_ISDIR(status.st_mode):
         yield f"state: given {state}, which is not a folder; expected a folder, or nothing there yet"
-    elif status.st_uid != os.geteuid():
+    elif status.st_uid not in owners:
         yield (
             f"state: given {state} of {show_user(status.st_uid)}; expected a folder of {own}; run this as its owner,"
             f" or: chown -R {os.geteuid()} {state}"

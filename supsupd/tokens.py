@@ -156,7 +156,7 @@ class Tokens:
     def _check(self, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise TokensRefused(f"{self.path} is not a file; remove it")
-        if status.st_uid not in (0, os.geteuid()):
+        if status.st_uid not in (0, self.path.parent.stat().st_uid):
             raise TokensRefused(f"{self.path} belongs to another user; remove it, and make new tokens")
         if status.st_mode & 0o077:
             mode = stat.S_IMODE(status.st_mode)
@@ -179,10 +179,13 @@ class Tokens:
             os.close(descriptor)
 
     def _write(self, tokens: list[Token]) -> None:
-        """Replaces the file, whole and durably."""
-        files, new = Files(), self.path.with_suffix(".new")
+        """Replaces the file, whole and durably; root writes for the owner of the folder."""
+        files, new, folder = Files(), self.path.with_suffix(".new"), self.path.parent.stat()
         files.remove(new)  # of a writer that died
-        files.sync(files.write(new, _TokenFile(tokens=tokens).model_dump_json(indent=1).encode()))
+        descriptor = files.write(new, _TokenFile(tokens=tokens).model_dump_json(indent=1).encode())
+        if os.geteuid() == 0:
+            os.fchown(descriptor, folder.st_uid, folder.st_gid)
+        files.sync(descriptor)
         files.rename(new, self.path)
         files.sync_folder(self.path.parent)
 

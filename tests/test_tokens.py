@@ -191,3 +191,14 @@ def test_no_token_is_made_where_others_could_change_it(tmp_path):
     assert (result.returncode, result.stdout) == (78, "")
     assert "run: chmod go-w" in result.stderr
     assert list((tmp_path / "state").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for another user")
+def test_root_makes_tokens_for_the_owner_of_the_state(tmp_path):
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    os.chown(state, 65534, 65534)
+    text = supsupd("create", "--role", "predict", state=state).stdout.splitlines()[-1]
+    status = (state / "tokens.json").stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (65534, 65534, 0o600)
+    assert Tokens(state).find(text)
