@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from test_worker import FullDisk, learn_all, stage, states, worker_of
 
 from storage.db import Database, StoreError, upgrade, verify
-from supsupd import answers, attractors, operations
+from supsupd import attractors, operations
+from supsupd.answers import Reservoir as DescribedReservoir
 from supsupd.config import ConfigError, Settings, load_settings
 from supsupd.learning.device import use_threads
 from supsupd.learning.network import Architecture, Network
@@ -424,7 +425,7 @@ def test_the_command_line_and_the_socket_show_it(settings):
         daemon.start()
         told = json.loads(daemon.cli("reservoir", "show", "--json").stdout)[0]
         assert told == daemon.client.reservoir()
-        assert told.keys() == answers.Reservoir.__annotations__.keys()
+        assert told.keys() == DescribedReservoir.__annotations__.keys()
         assert told["tasks"] == [1, 2]
         text = daemon.cli("reservoir", "show").stdout
         assert "The matrices take 16400 times the bytes of the raw bits; from 32800 masks on they would take" in text
