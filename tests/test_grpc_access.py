@@ -1,5 +1,6 @@
 """Who is let in over gRPC, and where it listens."""
 
+import grp
 import os
 import socket
 import stat
@@ -151,6 +152,17 @@ def test_the_socket_is_its_owners_alone(umask, engine, tmp_path):
     finally:
         os.umask(before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_groups_members_come_in_with_its_role(engine, tmp_path):
+    group = grp.getgrgid(os.getgid()).gr_name
+    with Served(engine, tmp_path / "grpc.sock", socket_group=group, socket_group_role="predict") as served:
+        status = (tmp_path / "grpc.sock").stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o660, os.getgid())
+        with Caller(*served.targets()) as call:
+            assert call("ModelInfer", infer_request()).outputs
+            with refused(Code.PERMISSION_DENIED, "forbidden"):
+                call("RepositoryModelUnload", model_name="task-1")
 
 
 def test_the_socket_of_a_dead_server_is_replaced(engine, tmp_path):

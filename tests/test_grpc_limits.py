@@ -2,6 +2,7 @@
 
 import queue
 import resource
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from tiny_engine import TinyEngine
 
 Code = grpc.StatusCode
 HEAVY = np.ones((8, 4))  # more rows than the engine answers in the loop's own thread
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -84,6 +86,30 @@ def test_a_request_that_does_not_come_is_cut(method, engine, path):
             slow(nothing(), timeout=20)
         ended.set()
         assert call("ServerLive").live
+
+
+def test_a_stream_whose_answers_nobody_takes_is_cut(engine, path):
+    large = infer_request(np.ones((20_000, 4))).SerializeToString()
+    with Served(engine, path, write_seconds=0.3) as served, Caller(*served.targets()) as call:
+        unread = call.channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter([large] * 60), timeout=60)
+        cut = 'supsupd_grpc_calls_total{code="DEADLINE_EXCEEDED",method="ModelStreamInfer"} 1.0'
+        until(lambda: cut in served.front.metrics.render("text/plain")[0].decode(), 20)
+        assert call("ServerLive").live
+        unread.cancel()
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00" + bytes(99), PREFACE, PREFACE * 2]
+)
+def test_what_is_no_grpc_is_cut_at_once(sent, engine, path):
+    with Served(engine, path, header_seconds=0.3) as served, socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(5)
+        stranger.connect(str(path))
+        stranger.sendall(sent)
+        while stranger.recv(4096):
+            pass
+        with Caller(*served.targets()) as call:
+            assert call("ServerLive").live
 
 
 def test_a_call_without_a_request_is_refused(engine, path):
@@ -184,6 +210,28 @@ def test_calls_in_progress_are_answered_at_the_end(blocked, path, threads):
         assert stopped.result(20)
         with refused(Code.UNAVAILABLE):
             call.raw("ServerLive", wait_for_ready=False)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.01, 0.1, 0.3])
+def test_every_call_is_answered_or_refused_cleanly_at_the_end(moment, engine, path, threads):
+    def ask():
+        while True:
+            call.raw("ModelInfer", request, wait_for_ready=False)
+            seen.append(1)
+
+    seen, request = [], infer_request(HEAVY).SerializeToString()
+    with Served(engine, path) as served, Caller(*served.targets()) as call:
+        asking = [threads.submit(ask) for _ in range(8)]
+        until(lambda: len(seen) > 20)
+        ended = threading.Timer(moment, served.server.stop, [5.0])
+        ended.start()
+        codes = set()
+        for future in asking:
+            with pytest.raises(grpc.RpcError) as caught:
+                future.result(30)
+            codes.add(caught.value.code())
+        ended.join()
+    assert codes == {Code.UNAVAILABLE}
 
 
 def test_a_stream_that_waits_does_not_hold_up_the_end(engine, path):

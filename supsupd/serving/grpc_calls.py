@@ -58,6 +58,7 @@ class _Outcome:
 
     request_id: str
     code: grpc.StatusCode = grpc.StatusCode.CANCELLED
+    text: str = ""
 
     def trailers(self) -> tuple[tuple[str, str], ...]:
         """Metadata at the end: the call's id, and when to try again."""
@@ -90,8 +91,8 @@ class Calls:
         }
         return {**handlers, STREAM: grpc.stream_stream_rpc_method_handler(self._stream)}
 
-    def end_streams(self) -> None:
-        """Streams that wait for their client end; an answer that is being made is still sent."""
+    def end(self) -> None:
+        """Calls that begin now are refused, and streams that wait for their client end; what runs is still answered."""
         self._ending.set_result(None)
 
     async def _answer(self, name: str, method: Method, _: object, context: Context) -> bytes:
@@ -102,8 +103,8 @@ class Calls:
                 outcome.code = grpc.StatusCode.OK
                 return response
             except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller is told in our words
-                outcome.code, text = _refusal(name, error)
-            return await context.abort(outcome.code, text, outcome.trailers())  # raises
+                outcome.code, outcome.text = _refusal(name, error)
+        return await context.abort(outcome.code, outcome.text, outcome.trailers())  # raises
 
     async def _stream(self, _: object, context: Context) -> None:
         """Requests that come while others are answered are answered with them; answers keep the order of requests."""
@@ -113,16 +114,16 @@ class Calls:
             reading = asyncio.create_task(self._read_stream(context, answers, room))
             try:
                 while (answer := await answers.get()) is not None:
-                    await context.write(await answer)
+                    await self._write(context, await answer)
                     room.release()
                 await reading  # raises what has ended it
                 outcome.code = grpc.StatusCode.OK
                 return
             except Exception as error:  # noqa: BLE001 - as above
-                outcome.code, text = _refusal(STREAM, error)
+                outcome.code, outcome.text = _refusal(STREAM, error)
             finally:
                 reading.cancel()
-            await context.abort(outcome.code, text, outcome.trailers())
+        await context.abort(outcome.code, outcome.text, outcome.trailers())
 
     async def _read_stream(
         self, context: Context, answers: asyncio.Queue[asyncio.Task[bytes] | None], room: asyncio.Semaphore
@@ -163,7 +164,9 @@ class Calls:
                 log.log(level, "call", method=name, code=code.name, ms=round(seconds * 1000, 3))
 
     def _let_in(self, context: Context, role: Role | None) -> Call:
-        """Raises Unauthenticated and Forbidden."""
+        """Raises EngineError: Unauthenticated, Forbidden, and 503 at the end."""
+        if self._ending.done():
+            raise _ending()
         caller = None
         if role is not None:
             caller = self._caller_of(context)
@@ -189,6 +192,15 @@ class Calls:
         message: bytes = payload
         return message
 
+    async def _write(self, context: Context, message: bytes) -> None:
+        """One of the messages of a stream."""
+        seconds = self._front.limits.write_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await context.write(message)
+        except TimeoutError:
+            raise EngineError(f"the client took nothing for {seconds:g} s", 408) from None
+
     async def _next(self, context: Context) -> Any:
         """The next message of a stream, or EOF."""
         reading = asyncio.ensure_future(context.read())
@@ -196,7 +208,11 @@ class Calls:
         if reading.done():
             return reading.result()
         reading.cancel()
-        raise EngineError("shutting_down: the daemon takes no more requests", 503)
+        raise _ending()
+
+
+def _ending() -> EngineError:
+    return EngineError("shutting_down: the daemon takes no more requests", 503)
 
 
 def _refusal(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:

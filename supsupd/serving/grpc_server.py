@@ -22,6 +22,8 @@ from supsupd.serving.listeners import Listener
 from supsupd.serving.models import Models
 
 log = structlog.get_logger("supsupd.serving")
+QUIET_SECONDS = 0.05
+"""How long calls that are on their way are still told that the daemon stops: the library would cancel them."""
 HEALTH_SECONDS = 0.5
 """How often those who watch the health are told of changes."""
 PING_SECONDS = 5
@@ -75,8 +77,9 @@ class GrpcService:
         self._remove_files()
         self._watching.cancel()
         await self._health.enter_graceful_shutdown()
-        self._calls.end_streams()
-        await self._server.stop(grace)
+        self._calls.end()
+        await asyncio.sleep(QUIET_SECONDS)
+        await self._server.stop(max(0.0, grace - QUIET_SECONDS))
 
     def _listen(self, address: str | Path) -> None:
         if isinstance(address, Path):
