@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -108,6 +109,8 @@ class Clients:
     """The running process, used with `with`."""
 
     def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="supsupd-clients-")
+        self._times = Path(self._folder.name) / "times.npy"
         self._process = subprocess.Popen(
             [sys.executable, RUNNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -116,7 +119,7 @@ class Clients:
         """Carries an order out; `meanwhile` is called again and again until it has been. Raises ClientsFailed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order.to_dict()) + "\n")
+        self._process.stdin.write(json.dumps(order.to_dict() | {"times": str(self._times)}) + "\n")
         self._process.stdin.flush()
         if meanwhile is not None:
             end = time.monotonic() + order.seconds
@@ -126,11 +129,13 @@ class Clients:
         if not (line := self._process.stdout.readline()):
             raise ClientsFailed(f"the clients stopped with exit status {self._process.wait()}")
         answer = json.loads(line)
-        return Found(**answer | {"statuses": Counter(answer["statuses"])})
+        milliseconds = np.load(self._times).tolist()
+        return Found(**answer | {"statuses": Counter(answer["statuses"]), "milliseconds": milliseconds})
 
     def close(self) -> None:
         """Ends the process."""
         self._process.communicate()  # closes its input, which ends it
+        self._folder.cleanup()
 
     def __enter__(self) -> Self:
         return self
