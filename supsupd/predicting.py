@@ -117,9 +117,9 @@ class Predicting:
         engine = self._worker.engine
         return {} if engine is None else dict(engine.out_of_service)
 
-    def _nothing_to_predict_with(self) -> NoModelYet:
+    def _nothing_to_predict_with(self) -> EngineError:
         if damaged := self.damaged():
-            return NoModelYet(f"mask_corrupt: {next(iter(damaged.values()))}")
+            return EngineError(f"mask_corrupt: {next(iter(damaged.values()))}", 503)
         with self._database.read() as session:
             retired = tasks.count_retired(session)
         return NoModelYet("every task is retired") if retired else NoModelYet()

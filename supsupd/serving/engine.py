@@ -70,7 +70,7 @@ class NoModelYet(EngineError):
     status = 503
 
     def __init__(self, text: str = "no task has been learned yet") -> None:
-        super().__init__(text)
+        super().__init__(f"no_model_yet: {text}")
 
 
 class TaskUnknown(EngineError):
