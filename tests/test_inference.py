@@ -181,6 +181,29 @@ def test_halving_finds_the_mask_that_is_clearly_best(masks, rows):
     assert sum(asked) <= masks * rows
 
 
+def test_halving_ends_once_one_mask_leads_by_more_than_chance():
+    rng, asked = np.random.default_rng(0), []
+    values = rng.standard_normal((6, 128)) + 9.0 * (np.arange(6) != 4)[:, None]
+
+    def evidence(part, places):
+        asked.append((part, len(places)))
+        return values[places, part]
+
+    assert halving(evidence, 6, 128, first=8) == 4
+    assert asked == [(slice(0, 8), 6)]
+
+
+def test_a_lead_by_chance_is_hardly_ever_taken_for_one():
+    rng = np.random.default_rng(0)
+    early = 0
+    for _ in range(4000):
+        asked = []
+        values = rng.standard_normal((2, 9))  # two masks that explain the rows alike
+        halving(lambda part, places, v=values, asked=asked: asked.append(part) or v[places, part], 2, 9, first=8)
+        early += len(asked) == 1
+    assert early <= 3  # 2 in 10,000 are expected: one of both may lead
+
+
 def test_halving_over_few_rows_is_the_plain_mean():
     values = np.random.default_rng(0).standard_normal((40, 8))
     assert halving(lambda part, places: values[places, part], 40, 8, first=8) == values.mean(axis=1).argmin()
