@@ -32,6 +32,7 @@ from storage.features import FeaturesCorrupt
 from storage.lock import StateLock, StateLocked
 from storage.spool import Spool
 from streams.broker import MissingExtra
+from supsupd import tracing
 from supsupd.config import ConfigError, Settings
 from supsupd.founding import check_network
 from supsupd.health import Health, is_fatal
@@ -171,6 +172,9 @@ class Daemon:
 
     def _startup(self, stack: ExitStack) -> tuple[Server, Front]:
         settings = self._settings
+        if settings.tracing.endpoint is not None:
+            tracing.begin(settings.tracing.endpoint)
+            stack.callback(tracing.end)
         raise_file_limit()
         use_threads(settings.learning.threads)
         sys.setswitchinterval(SWITCH_SECONDS)

@@ -20,7 +20,7 @@ from storage.spool import Spool, SpoolCorrupt
 from streams.batch import Batch, BatchRejected
 from streams.decoder import Decoder
 from streams.tasks import told_task
-from supsupd import attractors, persistence, scenarios
+from supsupd import attractors, persistence, scenarios, tracing
 from supsupd.buckets import Buckets
 from supsupd.config import Settings
 from supsupd.engine import Engine
@@ -152,7 +152,8 @@ class Lessons:
 
     def process(self, row: BatchRow) -> None:
         """Takes a claimed batch to its state, and does what follows from it."""
-        with structlog.contextvars.bound_contextvars(batch=row.id, source=row.source):
+        bound = structlog.contextvars.bound_contextvars(batch=row.id, source=row.source)
+        with bound, tracing.span("batch", batch=row.id, source=row.source):
             self._process(row)
 
     def _process(self, row: BatchRow) -> None:

@@ -9,6 +9,7 @@ import sys
 import httpx
 import pytest
 import tiny_engine
+from daemon_process import until
 
 from supsupd import logs
 
@@ -59,6 +60,7 @@ def test_a_crash_names_the_request_to_whoever_asked_and_in_the_log(asked):
     assert response.status_code == 500
     assert response.headers["x-request-id"] == "mine"
     assert "request mine" in response.json()["error"]
+    until(lambda: any("exception" in line for line in logged()))  # written after the answer
     told = [line for line in logged() if line.get("request") == "mine"]
     assert "a bug" in next(line["exception"] for line in told if "exception" in line)
     (failed,) = (line for line in told if line["event"] == "request_failed")

@@ -8,8 +8,9 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from supsupd import tracing
 from supsupd.config import ServingSettings
 from supsupd.serving.engine import DeadlineExceeded, Engine, EngineError, Prediction, Question, TooManyQueries
 
@@ -34,6 +35,7 @@ class _Waiting:
     since: float
     answer: asyncio.Future[Prediction | EngineError]
     taken: Callable[[Pass], None] | None = None
+    trace: Any = None
 
 
 @dataclass(slots=True)
@@ -95,7 +97,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         patience = limits.query_seconds if timeout is None else min(timeout, limits.query_seconds)
-        waiting = _Waiting(question, len(question.x), now + patience, now, loop.create_future(), taken)
+        rows, trace = len(question.x), tracing.current()
+        waiting = _Waiting(question, rows, now + patience, now, loop.create_future(), taken, trace)
         self._waiting.append(waiting)
         self._rows += waiting.rows
         self._plan(loop, limits)
@@ -132,11 +135,12 @@ class Batcher:
             is_full = bool(self._waiting) or sum(w.rows for w in taken) >= limits.batch_rows
             self.passes.by_reason[reason or ("full" if is_full else "idle")] += 1
             questions = [waiting.question for waiting in taken]
+            traces = [waiting.trace for waiting in taken]
             if self._engine.is_light(questions):
-                self._finish(taken, self._answer(questions))
+                self._finish(taken, self._answer(questions, traces))
             else:
                 self._running += 1
-                running = loop.run_in_executor(self._threads, self._answer, questions)
+                running = loop.run_in_executor(self._threads, self._answer, questions, traces)
                 running.add_done_callback(lambda done: self._finished(loop, taken, done))
         self._plan(loop, limits)
 
@@ -164,9 +168,10 @@ class Batcher:
         self.passes.rows += rows
         return taken
 
-    def _answer(self, questions: list[Question]) -> list[Prediction | EngineError] | Exception:
+    def _answer(self, questions: list[Question], traces: list[Any]) -> list[Prediction | EngineError] | Exception:
         try:
-            return self._engine.predict(questions)
+            with tracing.span("pass", traces, requests=len(questions)):
+                return self._engine.predict(questions)
         except Exception as error:  # noqa: BLE001 - a bug: everyone who asked is told, as for one request alone
             return error
 

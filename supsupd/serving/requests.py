@@ -11,6 +11,7 @@ from itertools import count
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from supsupd import tracing
 from supsupd.logs import REQUEST
 from supsupd.serving.access import ROUTE
 from supsupd.serving.metrics import Metrics
@@ -58,7 +59,11 @@ class Requests:
             await send(message)
 
         try:
-            await self.app(scope, receive, tell)
+            with tracing.request_span(scope["method"], scope["headers"]) as span:
+                try:
+                    await self.app(scope, receive, tell)
+                finally:
+                    tracing.finish_request(span, state.get(ROUTE), status)
         except Exception:  # answered with 500 further out
             status = status or 500
             raise
