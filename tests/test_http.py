@@ -102,7 +102,10 @@ def test_before_the_first_task_the_server_lives_but_is_not_ready(path):
         ]
         for method, url in [*asked, ("POST", INFER)]:
             response = ask(path, method, url, json=infer(np.ones((1, INPUTS))))
-            assert (response.status_code, response.json()) == (503, {"error": "no_model_yet: no task has been learned yet"})
+            assert (response.status_code, response.json()) == (
+                503,
+                {"error": "no_model_yet: no task has been learned yet"},
+            )
 
 
 def test_the_native_routes_reach_the_engine(served, engine):

@@ -356,17 +356,23 @@ def test_another_coding_is_refused(served, coding):
         ("", None),
     ],
 )
-def test_only_long_answers_of_infer_are_compressed_and_only_as_asked(served, accepted, coding):
-    many = infer(np.ones((LIGHT_BYTES // 16, INPUTS), np.uint8), outputs=[{"name": "task"}])
-    headers = {"Accept-Encoding": accepted}
-    response = ask(served, "POST", INFER, json=many, headers=headers)
-    assert response.headers.get("content-encoding") is None  # 8 bytes a row: not long
-    many = infer(np.ones((LIGHT_BYTES // 7, INPUTS), np.uint8), outputs=[{"name": "task"}])
-    response = ask(served, "POST", INFER, json=many, headers=headers)
-    assert response.headers.get("content-encoding") == coding
-    assert len(response.json()["outputs"][0]["data"]) == LIGHT_BYTES // 7
-    for method, url in [("GET", "/v2"), ("GET", "/v2/models/stats"), ("POST", INFER)]:
-        assert "content-encoding" not in ask(served, method, url, headers=headers, json=infer(ROW)).headers
+def test_only_long_answers_of_infer_over_tcp_are_compressed_and_only_as_asked(engine, tmp_path, accepted, coding):
+    def many(rows):
+        return infer(np.ones((rows, INPUTS), np.uint8), outputs=[{"name": "task"}])
+
+    tokens = Tokens(tmp_path)
+    headers = {"Accept-Encoding": accepted, "Authorization": f"Bearer {tokens.create('predict')[1]}"}
+    access = Access(ServingSettings, tokens, ["127.0.0.1"])
+    short, long = many(LIGHT_BYTES // 16), many(LIGHT_BYTES // 7)  # an answer has 8 bytes for each row
+    with serving(engine, tmp_path / "s", tcp=True, access=access) as server:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port_of(server)}", headers=headers) as client:
+            response = client.post(INFER, json=long)
+            assert response.headers.get("content-encoding") == coding
+            assert len(response.json()["outputs"][0]["data"]) == LIGHT_BYTES // 7
+            for method, url in [("GET", "/v2"), ("GET", "/v2/models/stats"), ("POST", INFER)]:
+                assert "content-encoding" not in client.request(method, url, json=short).headers
+        local = ask(tmp_path / "s", "POST", INFER, json=long, headers=headers)
+        assert "content-encoding" not in local.headers
 
 
 def test_what_is_not_served_is_not_listed_and_refused_in_one_way(served):

@@ -6,6 +6,7 @@ Over `tiny_engine` with two tasks. What is not as it should be is an exception.
 import asyncio
 import inspect
 import sys
+from functools import partial
 
 import numpy as np
 import tritonclient.http as triton
@@ -178,18 +179,18 @@ async def refuse_what_is_not_served(client):
     shared = rows()
     shared[0].set_shared_memory("region", 48)
     calls = [
-        lambda: client.infer("supsup", shared),
-        lambda: client.get_trace_settings(),
-        lambda: client.get_trace_settings("supsup"),
-        lambda: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
-        lambda: client.get_system_shared_memory_status(),
-        lambda: client.get_system_shared_memory_status("region"),
-        lambda: client.register_system_shared_memory("region", "/region", 64),
-        lambda: client.unregister_system_shared_memory(),
-        lambda: client.unregister_system_shared_memory("region"),
-        lambda: client.get_cuda_shared_memory_status(),
-        lambda: client.register_cuda_shared_memory("region", b"handle", 0, 64),
-        lambda: client.unregister_cuda_shared_memory(),
+        partial(client.infer, "supsup", shared),
+        client.get_trace_settings,
+        partial(client.get_trace_settings, "supsup"),
+        partial(client.update_trace_settings, settings={"trace_level": ["TIMESTAMPS"]}),
+        client.get_system_shared_memory_status,
+        partial(client.get_system_shared_memory_status, "region"),
+        partial(client.register_system_shared_memory, "region", "/region", 64),
+        client.unregister_system_shared_memory,
+        partial(client.unregister_system_shared_memory, "region"),
+        client.get_cuda_shared_memory_status,
+        partial(client.register_cuda_shared_memory, "region", b"handle", 0, 64),
+        client.unregister_cuda_shared_memory,
     ]
     for call in calls:
         with refused("501", "extension_not_supported"):

@@ -124,7 +124,8 @@ class Inference:
         else:
             asked = await run_in_threadpool(protocol.decode_request, body, json_bytes)
         answer = await self.models.infer(name, version, asked)
-        accepted = request.headers.get("accept-encoding", "")
+        is_local = request.client is None  # on a Unix socket, packing only takes time
+        accepted = "" if is_local else request.headers.get("accept-encoding", "")
         if sum(tensor.nbytes for tensor in answer.outputs) <= LIGHT_BYTES:
             return _written(answer, asked)
         return await run_in_threadpool(lambda: compressed(_written(answer, asked), accepted))
