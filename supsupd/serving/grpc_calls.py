@@ -38,10 +38,8 @@ CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
 }
 """What an error of the engine, with a status as in HTTP, is called by gRPC."""
-
 STREAM_REQUESTS = 32
 """Of one stream, that are answered at a time."""
-
 STREAM = "ModelStreamInfer"
 REQUEST_ID = HEADER.decode()
 MAY_COME_AGAIN = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
@@ -54,7 +52,7 @@ Context = Any  # grpc.aio.ServicerContext, which has no types
 
 @dataclass(slots=True)
 class _Outcome:
-    """How a call has ended; by itself, with nobody waiting for it."""
+    """How a call ends; unless something else is said, by its client's going away."""
 
     request_id: str
     code: grpc.StatusCode = grpc.StatusCode.CANCELLED
