@@ -13,7 +13,7 @@ def parse_json(body: bytes | memoryview) -> Any:
     """The value that `body` holds, strictly: UTF-8, no NaN, no key twice, no half of a pair. Raises ProtocolError."""
     try:
         text = str(body, "utf-8")
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        value = _decoder.decode(text)
         if "\\u" in text:  # only an escape can write half of a surrogate pair, which is no character
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -54,3 +54,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise ValueError("an object has a key twice")
     return value
+
+
+_decoder = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
