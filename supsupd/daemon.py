@@ -136,12 +136,13 @@ class Daemon:
 
     def run(self) -> int:
         """Starts, serves until a signal, and ends within `shutdown_seconds` and a little."""
-        with signals_set(self._stopping, self._hangup), ExitStack() as stack:
+        with signals_set(self._stopping, self._hangup) as wait_for_signal, ExitStack() as stack:
             server, front = self._startup(stack)
             reloader = Reloader(self._settings, self._load, front, server)
             status = f"serves on {', '.join(server.addresses)}"
             self._supervisor.ready(status)
-            while not self._stopping.wait(min(CHECK_SECONDS, self._supervisor.ping_seconds)):
+            while not self._stopping.is_set():
+                wait_for_signal(min(CHECK_SECONDS, self._supervisor.ping_seconds))
                 if gone := self._find_gone(server):
                     log.error(gone)
                     return EXIT_OS

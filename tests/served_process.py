@@ -100,13 +100,14 @@ def serve(folder, limits, accepted):
         accepted.append(scope["query_string"].decode())
         await app(scope, receive, send)
 
-    with signals_set(stopping):
+    with signals_set(stopping) as wait_for_signal:
         listeners = [bind_unix(folder / "s.sock"), bind_tcp("127.0.0.1", 0)]
         server = Server(front, noting, listeners, access=access)
         server.start()
         (folder / "new").write_text(listeners[1].address.rpartition(":")[2])
         (folder / "new").rename(folder / "told")
-        stopping.wait()
+        while not stopping.is_set():
+            wait_for_signal(60)
         front.draining = True
         time.sleep(limits.drain_seconds)
         assert server.stop(limits.shutdown_seconds / 2), "it did not end"
