@@ -4,6 +4,7 @@ import random
 import string
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -19,6 +20,7 @@ from supsupd.serving.front import Front
 from supsupd.serving.metrics import margins
 
 ROWS = 3
+OPERATIONS = Path(__file__).parent.parent / "docs" / "operations.md"
 
 
 @pytest.fixture
@@ -120,6 +122,13 @@ def test_health_is_a_small_constant_answer_under_every_name_and_garbage_is_passe
     engine.weights = engine.weights[:0]
     assert http.get("/readyz").status_code == 503
     assert http.get("/livez").status_code == 200
+
+
+def test_every_figure_is_explained(asked):
+    _, http = asked
+    explained = OPERATIONS.read_text()
+    named = {family.name for family in parse(http.get("/metrics").text) if family.name.startswith("supsupd_")}
+    assert {name for name in named if f"`{name}`" not in explained and f"`{name}_total`" not in explained} == set()
 
 
 def test_what_waits_is_told_while_it_waits(asked):
