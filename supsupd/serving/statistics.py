@@ -49,12 +49,12 @@ class Statistics:
         self._models: defaultdict[str, _Model] = defaultdict(_Model)
 
     def succeeded(self, name: str, rows: int, seconds: Sequence[float], taken: Pass) -> None:
-        """seconds: in each of STAGES. taken: the pass; requests of one pass are counted one after another."""
+        """seconds: in each of STAGES. taken: the pass, which is counted with its first request."""
         model = self._models[name]
         model.successes.add(seconds)
         model.rows += rows
         model.last_inference = time.time_ns() // 1_000_000
-        if taken.number != model.newest_pass:
+        if taken.number > model.newest_pass:
             model.newest_pass = taken.number
             model.passes += 1
             size = taken.rows if taken.rows <= LARGEST_LISTED else 1 << taken.rows.bit_length() - 1
