@@ -16,6 +16,7 @@ from grpc_served import TCP, Caller, Served, infer_request, refused
 from tiny_engine import TinyEngine
 
 from supsupd.choices import ROLES
+from supsupd.paths import MAX_SOCKET_PATH
 from supsupd.sections import ServerTlsSettings
 from supsupd.serving.grpc_messages import MESSAGE
 from supsupd.serving.grpc_methods import Methods
@@ -188,6 +189,13 @@ def test_a_file_that_is_no_socket_is_left_alone(engine, tmp_path):
     with pytest.raises(SocketRefused, match="not a socket"), Served(engine, tmp_path / "grpc.sock"):
         pass
     assert (tmp_path / "grpc.sock").read_text() == "mine"
+
+
+def test_a_folder_too_deep_for_a_socket_is_refused(engine, tmp_path):
+    folder = tmp_path / ("d" * (MAX_SOCKET_PATH - len(str(tmp_path)) - len("//g")))
+    with pytest.raises(SocketRefused, match="needs a shorter path"), Served(engine, folder / "g"):
+        pass
+    assert list(folder.iterdir()) == []
 
 
 def test_a_socket_that_became_anothers_is_left_at_the_end(engine, tmp_path):

@@ -15,6 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_served import SERVICE, TCP, Caller, Served, infer_request, refused
 from tiny_engine import TinyEngine
 
+from supsupd.serving.grpc_server import MOST_WATCHERS
+
 Code = grpc.StatusCode
 HEAVY = np.ones((8, 4))  # more rows than the engine answers in the loop's own thread
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -197,6 +199,18 @@ def test_those_who_watch_the_health_are_told_of_changes(engine, path):
         served.front.draining = True
         assert next(states).status == NOT_SERVING
         states.cancel()
+
+
+def test_those_who_watch_the_health_leave_room_for_others(engine, path):
+    with Served(engine, path, max_connections=MOST_WATCHERS + 2) as served, Caller(*served.targets()) as call:
+        watch = health_pb2_grpc.HealthStub(call.channel).Watch
+        watchers = [watch(health_pb2.HealthCheckRequest(), timeout=20) for _ in range(MOST_WATCHERS)]
+        assert {next(states).status for states in watchers} == {SERVING}
+        with refused(Code.RESOURCE_EXHAUSTED, "overloaded"):
+            next(watch(health_pb2.HealthCheckRequest(), timeout=20))
+        assert call("ModelInfer", infer_request()).outputs
+        for states in watchers:
+            states.cancel()
 
 
 def test_calls_in_progress_are_answered_at_the_end(blocked, path, threads):

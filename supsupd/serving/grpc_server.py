@@ -26,6 +26,8 @@ QUIET_SECONDS = 0.05
 """How long calls that are on their way are still told that the daemon stops: the library would cancel them."""
 HEALTH_SECONDS = 0.5
 """How often those who watch the health are told of changes."""
+MOST_WATCHERS = 64
+"""Those who watch the health need no token, and each takes a call's place for as long as it likes."""
 PING_SECONDS = 5
 """A client may ask so often whether we are there."""
 
@@ -112,10 +114,20 @@ class _Health(health.aio.HealthServicer):
     def __init__(self, models: Models) -> None:
         super().__init__()
         self._models = models
+        self._watchers = 0
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the service's name
         await self._refresh()
         return await super().Check(request, context)
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the service's name
+        if self._watchers >= MOST_WATCHERS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"overloaded: {self._watchers} watch the health")
+        self._watchers += 1
+        try:
+            await super().Watch(request, context)
+        finally:
+            self._watchers -= 1
 
     async def keep_true(self) -> None:
         """For those who watch."""
