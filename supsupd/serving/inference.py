@@ -12,7 +12,7 @@ from supsupd.serving.access import GuardedRoute, caller_of
 from supsupd.serving.bodies import CODINGS, JsonAnswer, compressed, error_answer, read_body
 from supsupd.serving.engine import ExtensionNotSupported, NoModelYet
 from supsupd.serving.front import Front
-from supsupd.serving.models import LIGHT_BYTES, Models
+from supsupd.serving.models import LIGHT_BYTES, LIGHT_TEXT, Models
 from supsupd.serving.protocol import InferAnswer, InferRequest, ProtocolError
 from supsupd.serving.strict_json import field, parse_object
 
@@ -119,14 +119,14 @@ class Inference:
         json_bytes = _json_bytes(request)
         if json_bytes == 0:
             asked = protocol.decode_raw(body, (await self.models.shapes())["input_shape"])
-        elif len(body) <= LIGHT_BYTES:
+        elif len(body) <= LIGHT_BYTES and (len(body) if json_bytes is None else json_bytes) <= LIGHT_TEXT:
             asked = protocol.decode_request(body, json_bytes)
         else:
             asked = await run_in_threadpool(protocol.decode_request, body, json_bytes)
         answer = await self.models.infer(name, version, asked)
         is_local = request.client is None  # on a Unix socket, packing only takes time
         accepted = "" if is_local else request.headers.get("accept-encoding", "")
-        if sum(tensor.nbytes for tensor in answer.outputs) <= LIGHT_BYTES:
+        if sum(tensor.nbytes for tensor in answer.outputs) <= LIGHT_TEXT:
             return _written(answer, asked)
         return await run_in_threadpool(lambda: compressed(_written(answer, asked), accepted))
 
