@@ -102,6 +102,16 @@ def test_a_collector_that_never_answers_holds_up_neither_requests_nor_the_end(tm
     assert time.monotonic() - began < 2 * tracing.FAREWELL_SECONDS
 
 
+def test_without_the_extra_the_daemon_says_so_in_one_line(tmp_path, monkeypatch):
+    (tmp_path / "opentelemetry.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("SUPSUPD_TRACING__ENDPOINT", "http://127.0.0.1:1")
+    code, lines = DaemonProcess(tmp_path).refusal()
+    assert code == 78
+    assert len(lines) == 1
+    assert "pip install 'supsupd[otel]'" in lines[0]
+
+
 def test_nothing_is_traced_unless_asked_for(tmp_path, collector):
     with tiny_engine.serving(tiny_engine.TinyEngine(), tmp_path / "s"):
         assert ask(tmp_path / "s") == 200
