@@ -235,7 +235,7 @@ class Daemon:
         for progress in intake.progress:
             progress.source.poke()
         if self._failure is None:
-            time.sleep(front.limits.drain_seconds)  # not ready, and answering: whoever balances the load looks away
+            server.join(front.limits.drain_seconds)  # not ready, and answering: whoever balances the load looks away
         deadline = time.monotonic() + front.limits.shutdown_seconds
         server.stop(timeout=front.limits.shutdown_seconds / 2)
         for thread in self._threads:

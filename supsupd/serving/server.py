@@ -102,6 +102,10 @@ class Server:
             self.stop(0.0)
             raise self._failure
 
+    def join(self, timeout: float) -> None:
+        """Waits so many seconds, or until the thread has ended."""
+        self._thread.join(timeout)
+
     def stop(self, timeout: float = 8.0) -> bool:
         """Removes the socket files, gives the requests in progress `timeout` seconds to end, then refuses them.
         Returns whether the thread has ended."""
