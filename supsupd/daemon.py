@@ -45,8 +45,8 @@ from supsupd.reading import process_decoder
 from supsupd.reception import open_server
 from supsupd.reload import Reloader
 from supsupd.service import Service
-from supsupd.serving.accepting import raise_file_limit
 from supsupd.serving.front import Front
+from supsupd.serving.http.accepting import raise_file_limit
 from supsupd.serving.listeners import SocketRefused
 from supsupd.serving.server import Server
 from supsupd.signals import signals_set

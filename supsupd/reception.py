@@ -11,11 +11,11 @@ from supsupd.config import ConfigError, Settings
 from supsupd.precautions import is_loopback
 from supsupd.sections import split_address
 from supsupd.serving.access import Access
-from supsupd.serving.app import create_app
 from supsupd.serving.front import Front
-from supsupd.serving.grpc_extra import grpc_service
+from supsupd.serving.grpc.extra import grpc_service
+from supsupd.serving.http.app import create_app
 from supsupd.serving.listeners import Listener, adopt, bind_tcp, bind_unix, tls_context
-from supsupd.serving.models import Models
+from supsupd.serving.oip.models import Models
 from supsupd.serving.server import BesideHttp, Server
 from supsupd.tokens import Tokens
 

@@ -10,15 +10,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from supsupd.sections import ServerTlsSettings, ServingSettings
 from supsupd.serving.access import Access
-from supsupd.serving.app import create_app
 from supsupd.serving.front import Front
-from supsupd.serving.grpc_codec import TYPED
-from supsupd.serving.grpc_messages import MESSAGE
-from supsupd.serving.grpc_methods import SERVICE
-from supsupd.serving.grpc_server import GrpcService
-from supsupd.serving.models import Models
+from supsupd.serving.grpc.codec import TYPED
+from supsupd.serving.grpc.messages import MESSAGE
+from supsupd.serving.grpc.methods import SERVICE
+from supsupd.serving.grpc.server import GrpcService
+from supsupd.serving.http.app import create_app
+from supsupd.serving.oip.models import Models
+from supsupd.serving.oip.tensors import DATATYPES
 from supsupd.serving.server import Server
-from supsupd.serving.tensors import DATATYPES
 from supsupd.tokens import Tokens
 
 TCP = "127.0.0.1:0"

@@ -16,10 +16,10 @@ from raw_http import Door
 from tiny_engine import TinyEngine
 
 from supsupd.sections import ServingSettings
-from supsupd.serving.accepting import raise_file_limit
 from supsupd.serving.access import Access
-from supsupd.serving.app import create_app
 from supsupd.serving.front import Front
+from supsupd.serving.http.accepting import raise_file_limit
+from supsupd.serving.http.app import create_app
 from supsupd.serving.listeners import bind_tcp, bind_unix
 from supsupd.serving.server import Server
 from supsupd.signals import signals_set

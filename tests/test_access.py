@@ -12,8 +12,8 @@ from tiny_engine import TinyEngine, port_of, serving
 from supsupd.choices import ROLES
 from supsupd.sections import ServingSettings
 from supsupd.serving.access import Access, GuardedRoute
-from supsupd.serving.app import create_app
 from supsupd.serving.front import Front
+from supsupd.serving.http.app import create_app
 
 CHALLENGE = {"www-authenticate": "Bearer"}
 

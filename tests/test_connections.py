@@ -10,7 +10,7 @@ from tiny_engine import INPUTS, TinyEngine, port_of, serving
 
 from supsupd.config import ConfigError
 from supsupd.sections import ServerTlsSettings
-from supsupd.serving.framing import MAX_CHUNKS, MAX_FRAMING_BYTES, MAX_HEAD_BYTES, MAX_HEADERS
+from supsupd.serving.http.framing import MAX_CHUNKS, MAX_FRAMING_BYTES, MAX_HEAD_BYTES, MAX_HEADERS
 from supsupd.serving.listeners import SocketInUse, SocketRefused, bind_tcp, bind_unix, tls_context
 
 ROW = b'{"inputs":[{"name":"x","shape":[1,%d],"datatype":"FP32","data":[%s]}]}' % (INPUTS, b",".join([b"1"] * INPUTS))

@@ -13,8 +13,8 @@ from grpc_served import PLAIN, SERVICE, TCP, Caller, Served, infer_request, refu
 from tiny_engine import TinyEngine
 
 from supsupd.sections import ServerTlsSettings
-from supsupd.serving.grpc_codec import TYPED
-from supsupd.serving.grpc_messages import DATA_TYPES, MESSAGE
+from supsupd.serving.grpc.codec import TYPED
+from supsupd.serving.grpc.messages import DATA_TYPES, MESSAGE
 
 CALLS = Path(__file__).with_name("triton_grpc_calls.py")
 Code = grpc.StatusCode
@@ -58,7 +58,7 @@ def test_every_call_of_tritonclient_works(way, engine, tmp_path):
 
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_our_messages_and_tritons_live_in_one_process(ours_first):
-    imports = ["import supsupd.serving.grpc_server", "import tritonclient.grpc"]
+    imports = ["import supsupd.serving.grpc.server", "import tritonclient.grpc"]
     program = "\n".join(imports if ours_first else imports[::-1])
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 

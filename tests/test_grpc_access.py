@@ -18,8 +18,8 @@ from tiny_engine import TinyEngine
 from supsupd.choices import ROLES
 from supsupd.paths import MAX_SOCKET_PATH
 from supsupd.sections import ServerTlsSettings
-from supsupd.serving.grpc_messages import MESSAGE
-from supsupd.serving.grpc_methods import Methods
+from supsupd.serving.grpc.messages import MESSAGE
+from supsupd.serving.grpc.methods import Methods
 from supsupd.serving.listeners import SocketInUse, SocketRefused
 
 Code = grpc.StatusCode
@@ -223,7 +223,7 @@ def test_two_servers_do_not_share_a_port(engine):
 def test_without_the_extra_it_says_how_to_install_it():
     program = (
         "import sys; sys.modules['grpc'] = None\n"
-        "from supsupd.serving.grpc_extra import grpc_service\n"
+        "from supsupd.serving.grpc.extra import grpc_service\n"
         "grpc_service(None, None, None, [], None)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)

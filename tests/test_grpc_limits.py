@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_served import SERVICE, TCP, Caller, Served, infer_request, refused
 from tiny_engine import TinyEngine
 
-from supsupd.serving.grpc_server import MOST_WATCHERS
+from supsupd.serving.grpc.server import MOST_WATCHERS
 
 Code = grpc.StatusCode
 HEAVY = np.ones((8, 4))  # more rows than the engine answers in the loop's own thread

@@ -15,7 +15,7 @@ from tiny_engine import INPUTS, TinyEngine, serving
 
 from supsupd.paths import MAX_SOCKET_PATH
 from supsupd.serving.listeners import SocketInUse, SocketRefused, bind_unix
-from supsupd.serving.models import EXTENSIONS
+from supsupd.serving.oip.models import EXTENSIONS
 
 ROW = [[1.0] * INPUTS]
 

@@ -17,10 +17,10 @@ from supsupd.sections import ServingSettings
 from supsupd.serving.access import Access
 from supsupd.serving.engine import DeadlineExceeded
 from supsupd.serving.front import Front
-from supsupd.serving.inference import LIGHT_BYTES
-from supsupd.serving.models import EXTENSIONS, Models
-from supsupd.serving.protocol import InferRequest
-from supsupd.serving.tensors import Tensor
+from supsupd.serving.http.inference import LIGHT_BYTES
+from supsupd.serving.oip.models import EXTENSIONS, Models
+from supsupd.serving.oip.protocol import InferRequest
+from supsupd.serving.oip.tensors import Tensor
 from supsupd.tokens import Tokens
 
 ROW = [[1.0] * INPUTS]

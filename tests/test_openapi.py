@@ -13,9 +13,9 @@ from tiny_engine import TinyEngine
 
 from supsupd.choices import ROLES
 from supsupd.sections import ServingSettings
-from supsupd.serving.app import create_app
 from supsupd.serving.front import Front
-from supsupd.serving.openapi import OPERATIONS
+from supsupd.serving.http.app import create_app
+from supsupd.serving.http.openapi import OPERATIONS
 
 UNREACHED = {
     ("post", "/v1/batches/{batch}/retry"),  # only what had failed by no fault of its own is a batch the second time

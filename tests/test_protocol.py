@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from supsupd.sections import ServingSettings
 from supsupd.serving.engine import ExtensionNotSupported, Prediction
-from supsupd.serving.outputs import OUTPUTS, model_config, model_metadata, output_tensors, wanted_outputs
-from supsupd.serving.protocol import (
+from supsupd.serving.oip.outputs import OUTPUTS, model_config, model_metadata, output_tensors, wanted_outputs
+from supsupd.serving.oip.protocol import (
     InferAnswer,
     InferRequest,
     RequestedOutput,
@@ -20,8 +20,8 @@ from supsupd.serving.protocol import (
     question_of,
     timeout_of,
 )
-from supsupd.serving.strict_json import ProtocolError, parse_json
-from supsupd.serving.tensors import from_raw
+from supsupd.serving.oip.strict_json import ProtocolError, parse_json
+from supsupd.serving.oip.tensors import from_raw
 
 
 def body(**changes):

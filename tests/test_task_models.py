@@ -14,9 +14,9 @@ from supsupd import operations
 from supsupd.sections import ServingSettings
 from supsupd.serving.engine import EngineError
 from supsupd.serving.front import Front
-from supsupd.serving.models import Models
-from supsupd.serving.protocol import InferRequest
-from supsupd.serving.tensors import Tensor
+from supsupd.serving.oip.models import Models
+from supsupd.serving.oip.protocol import InferRequest
+from supsupd.serving.oip.tensors import Tensor
 
 
 @pytest.fixture(scope="module")

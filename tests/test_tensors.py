@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from supsupd.serving.strict_json import ProtocolError
-from supsupd.serving.tensors import DATATYPES, Tensor, from_json, from_raw, to_json, to_raw
+from supsupd.serving.oip.strict_json import ProtocolError
+from supsupd.serving.oip.tensors import DATATYPES, Tensor, from_json, from_raw, to_json, to_raw
 
 CODES = {
     "BOOL": "?",

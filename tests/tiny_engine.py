@@ -11,7 +11,6 @@ import numpy as np
 
 from supsupd.buckets import Buckets
 from supsupd.sections import ServingSettings
-from supsupd.serving.app import create_app
 from supsupd.serving.engine import (
     BadInput,
     BatchRefused,
@@ -24,6 +23,7 @@ from supsupd.serving.engine import (
     TaskUnknown,
 )
 from supsupd.serving.front import Front
+from supsupd.serving.http.app import create_app
 from supsupd.serving.listeners import bind_tcp, bind_unix
 from supsupd.serving.server import Server
 

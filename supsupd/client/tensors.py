@@ -11,7 +11,7 @@ import numpy as np
 
 from supsupd.answers import Row
 from supsupd.client.calls import DaemonError, read_json, to_json
-from supsupd.serving.tensors import DATATYPE_OF, Tensor, from_raw, to_raw
+from supsupd.serving.oip.tensors import DATATYPE_OF, Tensor, from_raw, to_raw
 
 FIELDS = ("label", "task", "entropy", "known")
 JSON_LENGTH = "Inference-Header-Content-Length"

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from supsupd.choices import ROLES, Role
 from supsupd.config import ServingSettings
-from supsupd.serving.bodies import error_answer
 from supsupd.serving.engine import EngineError
+from supsupd.serving.http.bodies import error_answer
 from supsupd.serving.peer import is_member, peer_of, show_user
 from supsupd.tokens import Tokens
 

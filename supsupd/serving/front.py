@@ -9,7 +9,7 @@ from supsupd.config import ServingSettings
 from supsupd.serving.batching import Batcher, Pass
 from supsupd.serving.engine import Engine, EngineError, Prediction, Question
 from supsupd.serving.metrics import Metrics
-from supsupd.serving.statistics import Statistics
+from supsupd.serving.oip.statistics import Statistics
 
 
 class Front:

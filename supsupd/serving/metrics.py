@@ -25,8 +25,8 @@ from supsupd.serving.engine import (
 )
 
 if TYPE_CHECKING:
-    from supsupd.serving.accepting import Acceptor
     from supsupd.serving.front import Front
+    from supsupd.serving.http.accepting import Acceptor
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 NATS = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0)

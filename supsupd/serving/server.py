@@ -15,10 +15,10 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from supsupd.serving.accepting import Acceptor, Arrivals, Place
 from supsupd.serving.access import Access
-from supsupd.serving.connection import Connection, Shared
 from supsupd.serving.front import Front
+from supsupd.serving.http.accepting import Acceptor, Arrivals, Place
+from supsupd.serving.http.connection import Connection, Shared
 from supsupd.serving.listeners import Listener
 
 log = structlog.get_logger("supsupd.serving")

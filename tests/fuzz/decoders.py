@@ -14,11 +14,18 @@ from streams.reading import Limits, Reading
 from supsupd.config import ConfigError, load_settings
 from supsupd.sections import ServingSettings
 from supsupd.serving.access import Access, Unauthenticated
-from supsupd.serving.grpc_codec import decode_request as decode_message
-from supsupd.serving.grpc_messages import MESSAGE
-from supsupd.serving.outputs import wanted_outputs
-from supsupd.serving.protocol import InferRequest, ProtocolError, decode_raw, decode_request, question_of, timeout_of
-from supsupd.serving.tensors import from_raw, to_raw
+from supsupd.serving.grpc.codec import decode_request as decode_message
+from supsupd.serving.grpc.messages import MESSAGE
+from supsupd.serving.oip.outputs import wanted_outputs
+from supsupd.serving.oip.protocol import (
+    InferRequest,
+    ProtocolError,
+    decode_raw,
+    decode_request,
+    question_of,
+    timeout_of,
+)
+from supsupd.serving.oip.tensors import from_raw, to_raw
 from supsupd.tokens import Tokens
 
 FOLDER = Path(tempfile.mkdtemp(prefix="supsupd-fuzz-"))

@@ -7,14 +7,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from supsupd.serving import protocol
 from supsupd.serving.access import GuardedRoute, caller_of
-from supsupd.serving.bodies import CODINGS, JsonAnswer, compressed, error_answer, read_body
 from supsupd.serving.engine import ExtensionNotSupported, NoModelYet
 from supsupd.serving.front import Front
-from supsupd.serving.models import LIGHT_BYTES, LIGHT_TEXT, Models
-from supsupd.serving.protocol import InferAnswer, InferRequest, ProtocolError
-from supsupd.serving.strict_json import field, parse_object
+from supsupd.serving.http.bodies import CODINGS, JsonAnswer, compressed, error_answer, read_body
+from supsupd.serving.oip import protocol
+from supsupd.serving.oip.models import LIGHT_BYTES, LIGHT_TEXT, Models
+from supsupd.serving.oip.protocol import InferAnswer, InferRequest, ProtocolError
+from supsupd.serving.oip.strict_json import field, parse_object
 
 JSON_BYTES = "inference-header-content-length"
 NOT_SERVED = (

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 if TYPE_CHECKING:
-    from supsupd.serving.connection import Connection
+    from supsupd.serving.http.connection import Connection
 
 log = logging.getLogger("uvicorn.error")
 

@@ -6,18 +6,18 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from supsupd.serving import protocol
 from supsupd.serving.access import Access, Guard
-from supsupd.serving.bodies import error_answer
 from supsupd.serving.engine import EngineError
 from supsupd.serving.front import Front
-from supsupd.serving.inference import Inference
-from supsupd.serving.models import Models
-from supsupd.serving.monitoring import Monitoring
-from supsupd.serving.native import Native
-from supsupd.serving.openapi import Description
-from supsupd.serving.refusals import RETRY_SECONDS
-from supsupd.serving.requests import REQUEST_ID, Requests
+from supsupd.serving.http.bodies import error_answer
+from supsupd.serving.http.inference import Inference
+from supsupd.serving.http.monitoring import Monitoring
+from supsupd.serving.http.native import Native
+from supsupd.serving.http.openapi import Description
+from supsupd.serving.http.refusals import RETRY_SECONDS
+from supsupd.serving.http.requests import REQUEST_ID, Requests
+from supsupd.serving.oip import protocol
+from supsupd.serving.oip.models import Models
 
 MODEL_PATHS = ("/v2/models/", "/v2/repository/models/")
 

@@ -12,11 +12,11 @@ from google.protobuf.message import DecodeError
 
 from supsupd.choices import Role
 from supsupd.serving.access import Caller
-from supsupd.serving.grpc_codec import decode_parameters, decode_request, encode_answer
-from supsupd.serving.grpc_messages import MESSAGE
-from supsupd.serving.loading import ExtensionNotSupported
-from supsupd.serving.models import Models
-from supsupd.serving.strict_json import ProtocolError
+from supsupd.serving.grpc.codec import decode_parameters, decode_request, encode_answer
+from supsupd.serving.grpc.messages import MESSAGE
+from supsupd.serving.oip.loading import ExtensionNotSupported
+from supsupd.serving.oip.models import Models
+from supsupd.serving.oip.strict_json import ProtocolError
 
 SERVICE = "inference.GRPCInferenceService"
 LIGHT_BYTES = 1 << 18

@@ -16,11 +16,11 @@ from starlette.responses import Response
 from supsupd import __version__
 from supsupd.answers import Failure
 from supsupd.serving.access import GuardedRoute
-from supsupd.serving.bodies import JsonAnswer
-from supsupd.serving.described_inference import INFERENCE
-from supsupd.serving.described_monitoring import MONITORING
-from supsupd.serving.described_native import NATIVE
-from supsupd.serving.operation import STRING, Operation
+from supsupd.serving.http.bodies import JsonAnswer
+from supsupd.serving.http.described_inference import INFERENCE
+from supsupd.serving.http.described_monitoring import MONITORING
+from supsupd.serving.http.described_native import NATIVE
+from supsupd.serving.http.operation import STRING, Operation
 
 OPERATIONS: Mapping[str, Operation] = {**NATIVE, **INFERENCE, **MONITORING}
 """By method and path."""

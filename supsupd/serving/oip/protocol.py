@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from supsupd.choices import METHODS, OBJECTIVE_ALIASES, OBJECTIVES
-from supsupd.serving import strict_json
 from supsupd.serving.engine import ExtensionNotSupported, Question
-from supsupd.serving.strict_json import ProtocolError, parse_object
-from supsupd.serving.tensors import Tensor, from_json, from_raw, to_json, to_raw
+from supsupd.serving.oip import strict_json
+from supsupd.serving.oip.strict_json import ProtocolError, parse_object
+from supsupd.serving.oip.tensors import Tensor, from_json, from_raw, to_json, to_raw
 
 Word = TypeVar("Word", bound=str)
 INPUT = "x"

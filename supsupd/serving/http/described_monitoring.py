@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from supsupd.model_answers import IsLive, IsReady
-from supsupd.serving.operation import Operation
+from supsupd.serving.http.operation import Operation
 
 MONITORING: Mapping[str, Operation] = {
     "GET /metrics": Operation(

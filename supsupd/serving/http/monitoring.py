@@ -5,9 +5,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from supsupd.serving.access import GuardedRoute
-from supsupd.serving.bodies import JsonAnswer
 from supsupd.serving.engine import NoModelYet
 from supsupd.serving.front import Front
+from supsupd.serving.http.bodies import JsonAnswer
 
 
 class Monitoring:

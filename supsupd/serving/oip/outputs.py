@@ -9,8 +9,8 @@ import numpy as np
 
 from supsupd.config import ServingSettings
 from supsupd.serving.engine import Prediction
-from supsupd.serving.protocol import INPUT, ProtocolError, RequestedOutput, classes_wanted
-from supsupd.serving.tensors import Tensor
+from supsupd.serving.oip.protocol import INPUT, ProtocolError, RequestedOutput, classes_wanted
+from supsupd.serving.oip.tensors import Tensor
 
 PLATFORM = "supsupd"
 OUTPUTS = ("label", "probabilities", "task", "entropy", "known")

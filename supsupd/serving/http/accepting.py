@@ -16,8 +16,8 @@ import structlog
 
 from supsupd.serving.access import CALLER, Access
 from supsupd.serving.front import Front
+from supsupd.serving.http.refusals import plain_answer
 from supsupd.serving.listeners import Listener
-from supsupd.serving.refusals import plain_answer
 
 log = structlog.get_logger("supsupd.serving")
 BURST = 64

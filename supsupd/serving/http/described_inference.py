@@ -18,7 +18,7 @@ from supsupd.model_answers import (
     Server,
     Statistics,
 )
-from supsupd.serving.operation import (
+from supsupd.serving.http.operation import (
     BINARY,
     BOOLEAN,
     BYTES,
@@ -31,9 +31,9 @@ from supsupd.serving.operation import (
     table,
     words,
 )
-from supsupd.serving.outputs import OUTPUTS
-from supsupd.serving.protocol import INPUT
-from supsupd.serving.tensors import DATATYPES, LARGEST_SIZE, MAX_DIMENSIONS
+from supsupd.serving.oip.outputs import OUTPUTS
+from supsupd.serving.oip.protocol import INPUT
+from supsupd.serving.oip.tensors import DATATYPES, LARGEST_SIZE, MAX_DIMENSIONS
 
 MODEL = {
     "model": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$", "examples": ["supsup", "task-1"]},

@@ -15,11 +15,11 @@ from supsupd import __version__
 from supsupd.serving.batching import Pass
 from supsupd.serving.engine import MODEL_NAME, EngineError, NoModelYet, Prediction, TaskModel, TaskUnknown
 from supsupd.serving.front import Front
-from supsupd.serving.loading import version_to_load
-from supsupd.serving.log_settings import change_log_settings, log_settings
-from supsupd.serving.naming import OWN_VERSION, NotLoaded, UnknownModel, meant, reason
-from supsupd.serving.outputs import model_config, model_metadata, output_tensors, wanted_outputs
-from supsupd.serving.protocol import InferAnswer, InferRequest, ProtocolError, question_of, timeout_of
+from supsupd.serving.oip.loading import version_to_load
+from supsupd.serving.oip.log_settings import change_log_settings, log_settings
+from supsupd.serving.oip.naming import OWN_VERSION, NotLoaded, UnknownModel, meant, reason
+from supsupd.serving.oip.outputs import model_config, model_metadata, output_tensors, wanted_outputs
+from supsupd.serving.oip.protocol import InferAnswer, InferRequest, ProtocolError, question_of, timeout_of
 
 EXTENSIONS = (
     "binary_tensor_data",

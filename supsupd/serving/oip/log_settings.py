@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from supsupd.serving.strict_json import ProtocolError, field
+from supsupd.serving.oip.strict_json import ProtocolError, field
 
 LEVELS = {"log_info": logging.INFO, "log_warning": logging.WARNING, "log_error": logging.ERROR}
 FIXED = {"log_file": "", "log_format": "default"}

@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from supsupd.choices import BATCH_STATES
-from supsupd.serving import protocol
 from supsupd.serving.access import GuardedRoute, caller_of
-from supsupd.serving.bodies import JsonAnswer, read_body
 from supsupd.serving.engine import BadInput, TaskUnknown
 from supsupd.serving.front import Front
+from supsupd.serving.http.bodies import JsonAnswer, read_body
+from supsupd.serving.oip import protocol
 
 MAX_NAME = 255
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -20,11 +20,11 @@ from supsupd.logs import REQUEST
 from supsupd.serving.access import Access, Caller
 from supsupd.serving.engine import DeadlineExceeded, EngineError
 from supsupd.serving.front import Front
-from supsupd.serving.grpc_messages import MESSAGE
-from supsupd.serving.grpc_methods import Call, Method, Methods
-from supsupd.serving.refusals import RETRY_SECONDS
-from supsupd.serving.requests import HEADER, id_of_request
-from supsupd.serving.strict_json import ProtocolError
+from supsupd.serving.grpc.messages import MESSAGE
+from supsupd.serving.grpc.methods import Call, Method, Methods
+from supsupd.serving.http.refusals import RETRY_SECONDS
+from supsupd.serving.http.requests import HEADER, id_of_request
+from supsupd.serving.oip.strict_json import ProtocolError
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from supsupd.serving.engine import ExtensionNotSupported
-from supsupd.serving.strict_json import ProtocolError, field, parse_object
+from supsupd.serving.oip.strict_json import ProtocolError, field, parse_object
 
 
 def version_to_load(parameters: Mapping[str, Any]) -> int | None:

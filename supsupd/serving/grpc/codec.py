@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from supsupd.serving.grpc_messages import MESSAGE
-from supsupd.serving.protocol import InferAnswer, InferRequest, RequestedOutput
-from supsupd.serving.strict_json import ProtocolError
-from supsupd.serving.tensors import Tensor, check_shape, from_json, from_raw, to_raw
+from supsupd.serving.grpc.messages import MESSAGE
+from supsupd.serving.oip.protocol import InferAnswer, InferRequest, RequestedOutput
+from supsupd.serving.oip.strict_json import ProtocolError
+from supsupd.serving.oip.tensors import Tensor, check_shape, from_json, from_raw, to_raw
 
 TYPED = {
     "BOOL": "bool_contents",

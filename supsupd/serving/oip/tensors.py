@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from supsupd.serving.strict_json import ProtocolError
+from supsupd.serving.oip.strict_json import ProtocolError
 
 MAX_NAME = 64
 MAX_DIMENSIONS = 8

@@ -19,7 +19,19 @@ from supsupd.answers import (
     TaskInDetail,
 )
 from supsupd.choices import BATCH_STATES
-from supsupd.serving.operation import BINARY, BYTES, JSON, NUMBER, STRING, Operation, Schema, either, table, text, words
+from supsupd.serving.http.operation import (
+    BINARY,
+    BYTES,
+    JSON,
+    NUMBER,
+    STRING,
+    Operation,
+    Schema,
+    either,
+    table,
+    text,
+    words,
+)
 
 PRINTABLE = {**text(1, 255), "pattern": r"^[\x20-\x7E]+$"}
 LIMIT = {"type": "integer", "minimum": 1, "maximum": 10**18 - 1}

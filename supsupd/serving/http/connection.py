@@ -11,13 +11,13 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from supsupd.serving.accepting import Arrivals, Place
-from supsupd.serving.exchange import Exchange
-from supsupd.serving.framing import MAX_HEADERS, Framing
 from supsupd.serving.front import Front
-from supsupd.serving.heads import check_head, split_target
-from supsupd.serving.outgoing import Outgoing
-from supsupd.serving.refusals import Refusal, plain_answer
+from supsupd.serving.http.accepting import Arrivals, Place
+from supsupd.serving.http.exchange import Exchange
+from supsupd.serving.http.framing import MAX_HEADERS, Framing
+from supsupd.serving.http.heads import check_head, split_target
+from supsupd.serving.http.outgoing import Outgoing
+from supsupd.serving.http.refusals import Refusal, plain_answer
 
 LINGER_SECONDS = 1.0
 """How long what a refused client still sends is read and dropped: it would else lose the answer."""

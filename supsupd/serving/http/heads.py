@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import httptools
 
-from supsupd.serving.refusals import Refusal
+from supsupd.serving.http.refusals import Refusal
 
 Header = tuple[bytes, bytes]
 """A name, in small letters, and a value."""

@@ -15,11 +15,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from supsupd.sections import ServerTlsSettings, ServingSettings
 from supsupd.serving.access import Access
 from supsupd.serving.front import Front
-from supsupd.serving.grpc_calls import Calls
-from supsupd.serving.grpc_listening import listen_tcp, listen_unix
-from supsupd.serving.grpc_methods import SERVICE, Methods
+from supsupd.serving.grpc.calls import Calls
+from supsupd.serving.grpc.listening import listen_tcp, listen_unix
+from supsupd.serving.grpc.methods import SERVICE, Methods
 from supsupd.serving.listeners import Listener
-from supsupd.serving.models import Models
+from supsupd.serving.oip.models import Models
 
 log = structlog.get_logger("supsupd.serving")
 QUIET_SECONDS = 0.05

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from supsupd.serving.refusals import Refusal
+from supsupd.serving.http.refusals import Refusal
 
 MAX_HEAD_BYTES = 1 << 16
 """Of the request line and all headers."""

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from supsupd.config import ServingSettings
-from supsupd.serving.strict_json import ProtocolError
+from supsupd.serving.oip.strict_json import ProtocolError
 
 CODINGS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 """Content codings and what zlib calls them; "deflate" is a zlib stream."""

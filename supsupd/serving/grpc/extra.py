@@ -11,10 +11,10 @@ from streams.broker import client_library
 from supsupd.sections import ServerTlsSettings
 from supsupd.serving.access import Access
 from supsupd.serving.front import Front
-from supsupd.serving.models import Models
+from supsupd.serving.oip.models import Models
 
 if TYPE_CHECKING:
-    from supsupd.serving.grpc_server import GrpcService
+    from supsupd.serving.grpc.server import GrpcService
 
 
 def grpc_service(
@@ -26,6 +26,6 @@ def grpc_service(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     client_library("grpc_health.v1.health", "grpc")
-    from supsupd.serving.grpc_server import GrpcService
+    from supsupd.serving.grpc.server import GrpcService
 
     return GrpcService(front, models, access, addresses, tls)

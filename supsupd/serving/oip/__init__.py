@@ -1,0 +1,1 @@
+"""Open Inference Protocol v2: what REST and gRPC share."""
