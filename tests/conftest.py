@@ -1,8 +1,10 @@
 """Shared by all tests: nobody's own settings reach them."""
 
+import logging
 import os
 
 import pytest
+import structlog
 from folders import open_source, watched  # noqa: F401 - fixtures for all
 from stores import store_target  # noqa: F401 - a fixture for all
 
@@ -21,3 +23,15 @@ def no_settings_from_outside():
 def one_thread():
     """The networks here are small: more threads only wait for each other, above all on a machine with other work."""
     use_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    """What a command line changes of its process does not reach the next test: the umask, and where logs go."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    yield
+    os.umask(umask)
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
+    structlog.reset_defaults()

@@ -1,7 +1,6 @@
 """Each error in a configuration file names the line: where keys stand, and a mutation of every section."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -212,9 +211,7 @@ MUTATIONS = list(mutations())
 def folder(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     monkeypatch.chdir(tmp_path)
-    umask = os.umask(0o022)
-    yield tmp_path
-    os.umask(umask)  # which the command line has set
+    return tmp_path
 
 
 def test_without_a_mutation_the_file_is_right(folder):

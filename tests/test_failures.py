@@ -323,12 +323,12 @@ def test_a_damaged_database_refuses_the_start_in_one_line_and_stays_as_it_is(nur
 
 # -- decoders that die -------------------------------------------------------------------------------------------------
 
-SLOW_TABLE = "a,y\n" + "1.25,3\n" * 400_000
+SLOW_TABLE = "a,y\n" + "1.25,3\n" * 800_000
 
 
 @pytest.mark.slow
 def test_what_kills_decoders_is_rejected_with_its_bytes_and_the_next_batch_is_learned(nursery, tmp_path):
-    config = config_of(intake="decode_seconds = 1\ndecode_memory_bytes = 33554432")
+    config = config_of(intake="decode_seconds = 2\ndecode_memory_bytes = 33554432")
     with ForkedDaemon(nursery, tmp_path, config) as daemon:
         put(daemon, "AAA")
         daemon.start().wait()

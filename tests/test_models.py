@@ -17,8 +17,7 @@ from supsupd.sections import ServingSettings
 from supsupd.serving.access import Access
 from supsupd.serving.engine import DeadlineExceeded
 from supsupd.serving.front import Front
-from supsupd.serving.http.inference import LIGHT_BYTES
-from supsupd.serving.oip.models import EXTENSIONS, Models
+from supsupd.serving.oip.models import EXTENSIONS, LIGHT_TEXT, Models
 from supsupd.serving.oip.protocol import InferRequest
 from supsupd.serving.oip.tensors import Tensor
 from supsupd.tokens import Tokens
@@ -363,12 +362,12 @@ def test_only_long_answers_of_infer_over_tcp_are_compressed_and_only_as_asked(en
     tokens = Tokens(tmp_path)
     headers = {"Accept-Encoding": accepted, "Authorization": f"Bearer {tokens.create('predict')[1]}"}
     access = Access(ServingSettings, tokens, ["127.0.0.1"])
-    short, long = many(LIGHT_BYTES // 16), many(LIGHT_BYTES // 7)  # an answer has 8 bytes for each row
+    short, long = many(LIGHT_TEXT // 16), many(LIGHT_TEXT // 7)  # an answer has 8 bytes for each row
     with serving(engine, tmp_path / "s", tcp=True, access=access) as server:
         with httpx.Client(base_url=f"http://127.0.0.1:{port_of(server)}", headers=headers) as client:
             response = client.post(INFER, json=long)
             assert response.headers.get("content-encoding") == coding
-            assert len(response.json()["outputs"][0]["data"]) == LIGHT_BYTES // 7
+            assert len(response.json()["outputs"][0]["data"]) == LIGHT_TEXT // 7
             for method, url in [("GET", "/v2"), ("GET", "/v2/models/stats"), ("POST", INFER)]:
                 assert "content-encoding" not in client.request(method, url, json=short).headers
         local = ask(tmp_path / "s", "POST", INFER, json=long, headers=headers)

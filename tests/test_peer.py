@@ -77,8 +77,9 @@ def open_to_all(path, **limits):
     """Served on a socket whose mode and folders would let anybody in."""
     engine = TinyEngine()
     with serving(engine, path, **limits):
-        for place in (path.parent, *list(path.parents)[1:4]):
-            place.chmod(0o755)
+        for place in path.parents:
+            if place.stat().st_mode & 0o005 != 0o005:
+                place.chmod(0o755)
         path.chmod(0o666)
         yield engine
 
