@@ -62,7 +62,7 @@ SILENT_SECONDS = 10.0
 LEARNING = "learn"
 FAREWELL_SECONDS = 1.0
 """What a process that ends amid a training spends at most on giving that batch back."""
-LEARNING_NICE = 10
+LEARNING_NICE = 19
 """Of the learning thread: a query comes first where both want the same core, and training still goes on."""
 SWITCH_SECONDS = 0.0002
 """A query waits at most so long for the training thread to hand over the interpreter (Python's own: 5 ms)."""

@@ -396,7 +396,7 @@ class ServingSettings(Section):
     """From one address, or one user of the Unix socket."""
     queue_requests: PositiveInt = 1024
     """Queries that may wait; more are refused with 429."""
-    batch_rows: PositiveInt = 256
+    batch_rows: PositiveInt = 64
     """Rows of several queries that are answered in one pass; a larger query goes alone."""
     batch_window_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """How long a query waits for others; 0: only while earlier ones are being answered."""
