@@ -145,8 +145,11 @@ class Clients:
 
 
 def write_questions(path: Path, tests: list[StreamTask], rows: int) -> Path:
-    """Questions of so many rows about the tasks in turn, with what is right for each one's first row."""
+    """Questions of so many rows about the tasks in turn, with what is right for each one's first row.
+
+    Pixels are numbers from 0 to 1 in FP32, the datatype that the model names.
+    """
     questions = list(islice(iter_questions(tests, rows), QUESTIONS))
     x, task, label = (np.array([getattr(q, name) for q in questions]) for name in ("x", "task", "label"))
-    np.savez(path, x=x, task=task, label=label)
+    np.savez(path, x=(x / 255).astype(np.float32), task=task, label=label)
     return path

@@ -57,7 +57,7 @@ class Tally:
 
 
 class Questions:
-    """The arrays x uint8 (questions, rows, inputs), task and label (questions,) of a file; taken in turn."""
+    """The arrays x float32 (questions, rows, inputs), task and label (questions,) of a file; taken in turn."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         with np.load(order["questions"]) as file:
@@ -71,7 +71,7 @@ class Questions:
         return {"task": self.tasks[number]} if self.given else {}
 
     def tensor(self, number: int) -> list[InferInput]:
-        tensor = InferInput("x", self.x[number].shape, "UINT8")
+        tensor = InferInput("x", self.x[number].shape, "FP32")
         tensor.set_data_from_numpy(self.x[number], binary_data=self.binary)
         return [tensor]
 

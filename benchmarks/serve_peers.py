@@ -167,16 +167,19 @@ def run(place: Place, tasks: list[int], rounds: int, seconds: float) -> dict[str
     settings = {"tasks": tasks, "connections": CONNECTIONS, "rounds": rounds, "seconds": seconds}
     return {
         "settings": settings,
-        "measures": [found for row in rows for found in measures(row)],
+        "measures": [found for row in rows for found in measures(row, tried)],
         "rows": rows,
         "tried": tried,
         "clients": ceilings,
     }
 
 
-def measures(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of one case: the two rates, their ratio, and what it is where both speak JSON or the client costs nothing."""
+def measures(row: dict[str, Any], tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of one case: the two rates, their ratio, and what it is where both speak JSON or the client costs nothing; for
+    inferred tasks also beside the trial of MLServer as it is installed."""
     case = Case(row["tasks"], row["rows"], row["given"])
+    plain = next(t["per_second"] for t in tried if t["settings"] == PEERS[0].name and t["rows"] == case.rows)
+    beside_plain = round(row["ways"][OURS.name]["per_second"] / plain, 2)
 
     def ratio(ours: Way, peer: Way, what: str = "per_second") -> float:
         return round(row["ways"][ours.name][what] / row["ways"][peer.name][what], 2)
@@ -189,6 +192,7 @@ def measures(row: dict[str, Any]) -> list[dict[str, Any]]:
         measure("  p99 over MLServer's", ratio(OURS, PEER, "p99_ms"), 1.0, sense="≤"),
         measure("  times MLServer's where both get JSON", ratio(OURS_JSON, PEER)),
         measure("  times MLServer's over bare connections", ratio(*bare)),
+        *([] if case.given else [measure("  times MLServer's with its defaults", beside_plain)]),
     ]
 
 

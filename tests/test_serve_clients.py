@@ -36,7 +36,7 @@ def clients():
 @pytest.fixture
 def questions(tmp_path):
     path = tmp_path / "questions.npz"
-    np.savez(path, x=np.zeros((2, 1, 4), np.uint8), task=np.array([7, 7]), label=np.array([7, 8]))
+    np.savez(path, x=np.zeros((2, 1, 4), np.float32), task=np.array([7, 7]), label=np.array([7, 8]))
     return path
 
 
