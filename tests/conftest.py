@@ -10,6 +10,9 @@ from stores import store_target  # noqa: F401 - a fixture for all
 
 from supsupd.learning.device import use_threads
 
+UMASK = os.umask(0o022)
+os.umask(UMASK)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def no_settings_from_outside():
@@ -28,10 +31,9 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def process_as_it_was():
     """What a command line changes of its process does not reach the next test: the umask, and where logs go."""
-    umask = os.umask(0o022)
-    os.umask(umask)
+    os.umask(UMASK)  # a fixture for several tests may have called one too
     yield
-    os.umask(umask)
+    os.umask(UMASK)
     root = logging.getLogger()
     root.handlers[:] = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
     structlog.reset_defaults()

@@ -61,7 +61,7 @@ def shut_out():
         root.chmod(0o755)
         put(root / "a.npz", npz()).chmod(0)
         put(root / "folder" / "b.npz", npz()).parent.chmod(0)
-        put(root / "good.npz", npz(1))
+        put(root / "good.npz", npz(1)).chmod(0o644)
         owner = os.geteuid()
         if owner == 0:
             os.seteuid(65534)

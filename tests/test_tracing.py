@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 import tiny_engine
-from daemon_process import DaemonProcess
+from daemon_process import DaemonProcess, until
 
 from supsupd import tracing
 
@@ -86,8 +86,8 @@ def test_a_daemon_tells_of_the_batches_that_it_learns(tmp_path, collector, monke
         daemon.start()
         daemon.drop("a", x=np.eye(20, dtype=np.float32), y=np.arange(20) % 2)
         daemon.wait()
-        assert daemon.stop() == 0  # what is left is sent at the end
-    assert "batch" in {span.name for span in collector.spans}
+        until(lambda: "batch" in {span.name for span in collector.spans})
+        assert daemon.stop() == 0
 
 
 def test_a_collector_that_never_answers_holds_up_neither_requests_nor_the_end(tmp_path, silent):
