@@ -60,7 +60,9 @@ def shut_out():
         root = Path(name)
         root.chmod(0o755)
         put(root / "a.npz", npz()).chmod(0)
-        put(root / "folder" / "b.npz", npz()).parent.chmod(0)
+        inner = put(root / "folder" / "b.npz", npz())
+        inner.chmod(0o644)
+        inner.parent.chmod(0)
         put(root / "good.npz", npz(1)).chmod(0o644)
         owner = os.geteuid()
         if owner == 0:
