@@ -17,6 +17,7 @@ import structlog
 from storage.db import Database
 from supsupd import persistence, scenarios
 from supsupd.config import Settings
+from supsupd.learning import normalise
 from supsupd.learning.bank import Key, MaskBank
 from supsupd.learning.features import FeatureModel
 from supsupd.learning.inference import Scorer
@@ -73,6 +74,7 @@ class Engine:
         recognition, learning = settings.recognition, settings.learning
         scorer = Scorer(network, learning.threads, settings.bank.ready_bytes)
         scorer.warm_up()
+        normalise.warm_up()
         learner = pick_learner(recognition)(network, scorer, learning, recognition, normaliser.transforms)
         learner.learner.warm_up()
         room = network.architecture.outputs - scenarios.spare_outputs(recognition.objective)

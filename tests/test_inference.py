@@ -10,7 +10,6 @@ from supsupd.learning.bank import Mask, Masks
 from supsupd.learning.inference import (
     EVIDENCE,
     KERNEL_ROWS,
-    READY_ROWS,
     NoSuperfluousNeurons,
     Scorer,
     Slopes,
@@ -31,12 +30,13 @@ def rows_of(network, count, scale=1.0):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, KERNEL_ROWS, KERNEL_ROWS + 1, 50])
+@pytest.mark.parametrize("masks", [1, 4, 7])
 @pytest.mark.parametrize("widths", [(64, (100,), 10), (13, (7, 9), 3), (5, (), 4)])
-def test_exact_scoring_from_bits_equals_the_dense_reference(widths, rows):
+def test_exact_scoring_from_bits_equals_the_dense_reference(widths, masks, rows):
     network = small_network(widths[0], widths[1], widths[2])
-    bank, x = bank_of(network, 5), rows_of(network, rows)
+    bank, x = bank_of(network, masks), rows_of(network, rows)
     found = Scorer(network, threads=2).logits(x, bank.load())
-    assert len(found) == 5
+    assert len(found) == masks
     for logits, mask in zip(found, bank, strict=True):
         np.testing.assert_allclose(logits, reference_logits(network, mask.packed, x), rtol=1e-4, atol=1e-4)
 
@@ -81,8 +81,9 @@ def test_no_masks_give_no_scores():
 @pytest.mark.parametrize("rows", [1, KERNEL_ROWS, KERNEL_ROWS + 1])
 @pytest.mark.parametrize("masks", [0, 1, 70])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
-def test_evidence_from_bits_equals_that_of_the_reference_logits(objective, rows, masks, scale):
-    network = small_network(13, (7,), 5)
+@pytest.mark.parametrize("outputs", [4, 16, 37])
+def test_evidence_from_bits_equals_that_of_the_reference_logits(objective, rows, masks, scale, outputs):
+    network = small_network(13, (7,), outputs)
     bank, x = bank_of(network, masks), rows_of(network, rows, scale)
     found = Scorer(network, 2).evidence(objective, x, bank, classes=3)
     assert found.shape == (masks, rows)
@@ -147,7 +148,7 @@ def test_without_superfluous_outputs_there_is_no_evidence_g():
     assert "g" not in scorer.score(x, bank, 5).evidence
 
 
-@pytest.mark.parametrize("rows", [1, READY_ROWS, READY_ROWS + 1, 40])
+@pytest.mark.parametrize("rows", [1, 4, KERNEL_ROWS, KERNEL_ROWS + 1])
 def test_one_mask_alone_gives_what_the_reference_gives_the_first_time_and_the_next(rows):
     network = small_network(13, (7, 9), 5)
     scorer, x = Scorer(network, 1, ready_bytes=1), rows_of(network, rows)

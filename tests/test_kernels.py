@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from supsupd.learning.kernels import Kernels, Located, unpack
+from supsupd.learning.kernels import Kernels, Located, outcomes, unpack
 
 
 def bank(masks, nbytes, density=0.5):
@@ -58,3 +59,17 @@ def test_repeated_runs_and_any_number_of_threads_give_the_same_bits():
     for threads in (1, 2, 5):
         kernels = Kernels(threads)
         assert all(np.array_equal(kernels.products(located, vector), first) for _ in range(3))
+
+
+@pytest.mark.parametrize(("outputs", "classes"), [(1, 1), (10, 10), (16, 3), (17, 16), (500, 10)])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e6])
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_outcomes_are_softmax_over_what_is_allowed_and_entropy_over_all(outputs, classes, scale, left_out):
+    logits = (scale * np.random.default_rng(outputs).standard_normal((5, outputs))).astype(np.float32)
+    allowed = np.arange(classes) >= min(left_out, classes - 1)
+    probabilities, entropies = outcomes(logits, allowed)
+    exact = torch.from_numpy(logits).double()
+    wanted = torch.softmax(exact[:, :classes].masked_fill(torch.from_numpy(~allowed), -torch.inf), dim=1)
+    logs = torch.log_softmax(exact, dim=1)
+    np.testing.assert_allclose(probabilities, wanted, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(entropies, -(logs.exp() * logs).sum(dim=1), rtol=1e-5, atol=2e-6)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from supsupd.learning.normalise import Normaliser, ShapeMismatch
+from supsupd.learning.normalise import Normaliser, ShapeMismatch, standardise_rows, standardise_rows_by_numpy
 
 
 def rows(count=20, shape=(6, 6), seed=0):
@@ -60,3 +60,27 @@ def test_images_and_vectors_of_one_width_are_the_same_rows():
 def test_another_width_is_refused_with_both_shapes(shape):
     with pytest.raises(ShapeMismatch, match=r"the network takes \(6, 6\)"):
         Normaliser("sample", (6, 6))(rows(shape=shape))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.uint8, np.bool_])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (20, 64), (2, 785)])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_rows_are_standardised_as_plain_numpy_does_it(dtype, shape, read_only):
+    x = (np.random.default_rng(shape[1]).random(shape) * 200).astype(dtype)
+    x.flags.writeable = not read_only
+    np.testing.assert_allclose(standardise_rows(x), standardise_rows_by_numpy(x), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("x", [0.0, 7.0, 1e300, -1.7e308, 1e-300])
+def test_rows_at_the_edge_of_numbers_are_standardised_as_plain_numpy_does_it(x):
+    for rows in (
+        np.full((2, 9), x),
+        np.where(np.arange(9) % 2, x, -x)[None],
+        np.where(np.arange(9) == 4, x, 1.0)[None],
+    ):
+        assert np.array_equal(standardise_rows(rows), standardise_rows_by_numpy(rows))
+
+
+def test_rows_that_do_not_lie_together_in_memory_are_standardised_alike():
+    x = rows(shape=(36,))
+    assert np.array_equal(standardise_rows(x[::2, ::-1]), standardise_rows(x[::2, ::-1].copy()))

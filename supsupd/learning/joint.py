@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from supsupd.choices import Objective
-from supsupd.learning.inference import EVIDENCE, ObjectiveUnavailable, entropy
+from supsupd.learning.inference import EVIDENCE, ObjectiveUnavailable
+from supsupd.learning.kernels import outcomes
 from supsupd.learning.normalise import ShapeMismatch, TooFewRows
 from supsupd.learning.queries import Answer, Query
 
@@ -71,7 +72,7 @@ def _normalised(predictor: Predictor, asked: Sequence[tuple[np.ndarray, Query]])
     for alike in kinds.values():
         raw = [asked[index][0] for index in alike]
         try:
-            rows = predictor.normaliser(raw[0] if len(raw) == 1 else np.concatenate(raw))
+            rows = predictor.normaliser(_joined(raw))
         except ShapeMismatch as error:
             found |= dict.fromkeys(alike, error)
         else:
@@ -94,7 +95,7 @@ def _route(predictor: Predictor, parts: Sequence[_Part]) -> dict[int, Answer | R
         alike = [part for part in parts if part.is_each and part.query.objective == objective]
         query = Query(None, per_sample=True, method="exact", objective=objective)
         try:
-            places = predictor.infer(np.concatenate([part.rows for part in alike]), query)
+            places = predictor.infer(_joined([part.rows for part in alike]), query)
         except ObjectiveUnavailable as error:
             refused |= {part.index: error for part in alike}
         else:
@@ -109,7 +110,7 @@ def _run(parts: Sequence[_Part], predictor: Predictor) -> dict[int, Answer | Ref
     for judged in {part.query.judged for part in parts}:
         alike = [part for part in parts if part.query.judged == judged]
         rows = [part.rows for part in alike]
-        ran = _forward(predictor, np.concatenate(rows), np.concatenate([part.places for part in alike]), judged)
+        ran = _forward(predictor, _joined(rows), _joined([part.places for part in alike]), judged)
         for part, *own in zip(alike, *(_split(column, rows) for column in ran), strict=True):
             answers[part.index] = _answer(predictor, part, *own)
     return answers
@@ -126,9 +127,8 @@ def _forward(
     for place in found:
         mine: np.ndarray | slice = places == place if len(found) > 1 else slice(None)
         logits = predictor.scorer.run(rows[mine], predictor.masks[place])
-        probabilities[mine] = predictor.probabilities(place, logits[:, :classes]).cpu().numpy()
-        entropies[mine] = entropy(logits).cpu().numpy()
-        raw = entropies[mine]
+        probabilities[mine], raw = outcomes(logits.cpu().numpy(), predictor.allowed(place))
+        entropies[mine] = raw
         if judged != "entropy":
             raw = EVIDENCE[judged](logits, classes).cpu().numpy()
         surprise[mine] = predictor.gauge(place, judged).surprise(raw)
@@ -159,7 +159,13 @@ def _answer(
     )
 
 
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def _split(values: np.ndarray, like: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Consecutive parts of `values`, as long as each of `like`."""
+    if len(like) == 1:
+        return [values]
     ends = np.cumsum([len(part) for part in like]).tolist()
     return [values[end - len(part) : end] for end, part in zip(ends, like, strict=True)]

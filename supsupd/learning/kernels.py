@@ -7,6 +7,7 @@ on its neighbours. References: `inference.reference_logits`, and NumPy's `unpack
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar, cast
@@ -14,7 +15,18 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numba
 import numpy as np
 
-from supsupd.learning.lanes import LANES, dot, dots, halves_dot, masked_add, masked_copy, masked_sum
+from supsupd.learning.lanes import (
+    LANES,
+    dot,
+    exp_sums,
+    halves_dot,
+    largest,
+    mask_dots,
+    masked_add,
+    masked_copy,
+    masked_sum,
+    row_dots,
+)
 
 BLOCK = 16
 """Masks that go through a layer together: they share its weights while these are in the first-level cache."""
@@ -24,6 +36,10 @@ CHUNK = 64
 """Masks per thread task: about a millisecond of work on LeNet 300-100."""
 DENSITY_CHUNK = 2048
 EVIDENCE_KINDS = ("entropy", "g", "energy", "max-logit")
+FILLING = LANES
+"""Values behind a row of logits: its last lanes are read whole, whichever output they begin at."""
+FAR_BELOW = np.float32(-1e30)
+"""What lanes are filled up with: no logit is as small, and nothing overflows."""
 CHUNK_BYTES = 512
 """Bytes of each mask that one pass over all masks looks at, where they share a long vector."""
 
@@ -31,12 +47,16 @@ CHUNK_BYTES = 512
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Function, *, any_order: bool = False) -> Function:
     """Compiled at the first call, and kept on disk where there is a place for it.
 
     A division by 0 gives an infinity and no exception: a loop that might raise is not vectorised.
+
+    any_order: whether sums may be taken in another order than they are written in, which vectorises them.
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    if any_order:
+        options["fastmath"] = {"reassoc"}
     try:
         return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # neither this folder nor the user's cache can be written
@@ -53,25 +73,32 @@ def _layer_rows(
 ) -> None:
     """One layer of a block of masks: x (m or 1, n, padded) to out (m, n, ...), rows by masks by samples."""
     rows, row_bytes, offset, padded, first = layer[0], layer[1], layer[2], layer[3], layer[4]
-    samples = x.shape[1]
+    masks, samples = addresses.shape[0], x.shape[1]
+    whole = samples // 4 * 4
     shared = 0 if x.shape[0] == 1 else 1  # the inputs are those of all masks, or each mask's own
-    x_mask, x_row = x.strides[0] * shared, x.strides[1]
+    x_mask, x_row, out_mask, out_row = x.strides[0] * shared, x.strides[1], out.strides[0], out.strides[1]
     for row in range(rows):
         weight = weights.ctypes.data + 4 * (first + row * padded)
-        for index in range(addresses.shape[0]):
-            bits = addresses[index] + offset + row * row_bytes
-            source = x.ctypes.data + index * x_mask
-            target = out.ctypes.data + index * out.strides[0] + 4 * row
-            sample = 0
-            while sample + 4 <= samples:
-                dots(
-                    bits, row_bytes, weight, source + sample * x_row, x_row, target + sample * out.strides[1],
-                    out.strides[1],
+        bits = offset + row * row_bytes
+        source, target = x.ctypes.data, out.ctypes.data + 4 * row
+        for index in range(masks):
+            for sample in range(0, whole, 4):
+                row_dots(
+                    addresses[index], bits, row_bytes, weight, source + index * x_mask + sample * x_row, x_row,
+                    target + index * out_mask + sample * out_row, out_row,
                 )  # fmt: skip
-                sample += 4
-            while sample < samples:
-                dot(bits, row_bytes, weight, source + sample * x_row, 0, target + sample * out.strides[1], 0)
-                sample += 1
+        for sample in range(whole, samples):
+            for index in range(0, masks // 4 * 4, 4):
+                mask_dots(
+                    addresses.ctypes.data + 8 * index, bits, row_bytes, weight,
+                    source + index * x_mask + sample * x_row, x_mask,
+                    target + index * out_mask + sample * out_row, out_mask,
+                )  # fmt: skip
+            for index in range(masks // 4 * 4, masks):
+                dot(
+                    addresses[index], bits, row_bytes, weight, source + index * x_mask + sample * x_row, 0,
+                    target + index * out_mask + sample * out_row, 0,
+                )  # fmt: skip
 
 
 @compiled
@@ -80,7 +107,9 @@ def _forward(addresses: np.ndarray, layers: np.ndarray, weights: np.ndarray, x: 
     width = x.shape[1]
     for layer in range(layers.shape[0]):
         width = max(width, layers[layer, 3], (layers[layer, 0] + LANES - 1) // LANES * LANES)
-    hidden = np.zeros((2, BLOCK, GROUP, width), np.float32)
+    space = np.zeros(2 * BLOCK * GROUP * width + LANES, np.float32)
+    start = -space.ctypes.data % (4 * LANES) // 4
+    hidden = space[start : start + 2 * BLOCK * GROUP * width].reshape(2, BLOCK, GROUP, width)
     last = layers.shape[0] - 1
     for start in range(0, addresses.shape[0], BLOCK):
         block = addresses[start : start + BLOCK]
@@ -103,30 +132,63 @@ def _forward(addresses: np.ndarray, layers: np.ndarray, weights: np.ndarray, x: 
 
 
 @compiled
-def _evidence(logits: np.ndarray, kind: int, classes: int, out: np.ndarray) -> None:
-    """What each row of logits (m, n, outputs) says by EVIDENCE_KINDS[kind], lower is more at home: out (m, n)."""
+def _evidence(logits: np.ndarray, outputs: int, kind: int, classes: int, out: np.ndarray) -> None:
+    """What each row of logits says by EVIDENCE_KINDS[kind], lower is more at home: out (m, n).
+
+    logits: (m, n, outputs and FILLING more), which are overwritten.
+    """
     first = classes if kind == 1 else 0
+    sums = np.empty(2, np.float32)
     for mask in range(logits.shape[0]):
         for row in range(logits.shape[1]):
-            values = logits[mask, row]
-            most = values[first]
-            for index in range(first + 1, values.shape[0]):
-                most = max(most, values[index])
-            total, weighted = np.float32(0.0), np.float32(0.0)
+            for index in range(outputs, logits.shape[2]):
+                logits[mask, row, index] = FAR_BELOW
+            values = logits.ctypes.data + mask * logits.strides[0] + row * logits.strides[1] + 4 * first
+            count = (outputs - first + LANES - 1) // LANES * LANES
+            most = largest(values, count)
             if kind != 3:
-                for index in range(first, values.shape[0]):
-                    below = values[index] - most
-                    share = np.exp(below)
-                    total += share
-                    weighted += share * below
+                exp_sums(values, count, most, sums.ctypes.data)
             if kind == 0:
-                out[mask, row] = np.log(total) - weighted / total
+                out[mask, row] = np.log(sums[0]) - sums[1] / sums[0]
             elif kind == 1:
-                out[mask, row] = most + np.log(total)
+                out[mask, row] = most + np.log(sums[0])
             elif kind == 2:
-                out[mask, row] = -(most + np.log(total))
+                out[mask, row] = -(most + np.log(sums[0]))
             else:
                 out[mask, row] = -most
+
+
+@compiled
+def _outcomes(logits: np.ndarray, allowed: np.ndarray, probabilities: np.ndarray, entropies: np.ndarray) -> None:
+    """Arrays as of `outcomes`."""
+    outputs, classes = logits.shape[1], allowed.shape[0]
+    values = np.full((outputs + LANES - 1) // LANES * LANES, FAR_BELOW)
+    sums = np.empty(2, np.float32)
+    for row in range(logits.shape[0]):
+        values[:outputs] = logits[row]
+        address = values.ctypes.data
+        exp_sums(address, values.size, largest(address, values.size), sums.ctypes.data)
+        entropies[row] = np.log(sums[0]) - sums[1] / sums[0]
+        most = np.float32(-np.inf)
+        for index in range(classes):
+            if allowed[index]:
+                most = max(most, values[index])
+        total = np.float32(0.0)
+        for index in range(classes):
+            share = np.exp(values[index] - most) if allowed[index] else np.float32(0.0)
+            probabilities[row, index] = share
+            total += share
+        for index in range(classes):
+            probabilities[row, index] /= total
+
+
+def outcomes(logits: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What rows of logits, float32 (n, outputs), say: probabilities (n, classes) of the `allowed` ones of the first
+    outputs, bool (classes,), and the entropy (n,) in nats over all outputs."""
+    probabilities = np.empty((len(logits), len(allowed)), np.float32)
+    entropies = np.empty(len(logits), np.float32)
+    _outcomes(logits, allowed, probabilities, entropies)
+    return probabilities, entropies
 
 
 @compiled
@@ -200,6 +262,13 @@ def padded(columns: int) -> int:
     return (columns + LANES - 1) // LANES * LANES
 
 
+def aligned(*shape: int) -> np.ndarray:
+    """Zeros, float32, from the beginning of a cache line on: lanes that cross two lines take twice as long."""
+    space = np.zeros(math.prod(shape) + LANES, np.float32)
+    start = -space.__array_interface__["data"][0] % (4 * LANES) // 4
+    return space[start : start + math.prod(shape)].reshape(shape)
+
+
 def unpack(bits: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """weights, float32 (rows, columns), where a bit of bits, uint8 (rows, row_bytes), is set, 0 elsewhere."""
     out = np.empty(weights.shape, np.float32)
@@ -269,7 +338,8 @@ class LinearKernel:
     def __init__(self, layers: Sequence[LayerBits], weights: Sequence[np.ndarray], kernels: Kernels) -> None:
         filled = [np.pad(w, ((0, 0), (0, padded(w.shape[1]) - w.shape[1]))) for w in weights]
         starts = np.cumsum([0, *(w.size for w in filled)])[:-1]
-        self._weights = np.concatenate([w.reshape(-1) for w in filled]).astype(np.float32)
+        self._weights = aligned(sum(w.size for w in filled))
+        self._weights[:] = np.concatenate([w.reshape(-1) for w in filled])
         self._layers = np.array(
             [(*bits, w.shape[1], start) for bits, w, start in zip(layers, filled, starts, strict=True)], np.int64
         )
@@ -294,9 +364,9 @@ class LinearKernel:
 
         def run(start: int) -> None:
             addresses = masks.addresses[start : start + CHUNK]
-            logits = np.empty((len(addresses), len(x), self._outputs), np.float32)
+            logits = np.empty((len(addresses), len(x), self._outputs + FILLING), np.float32)
             _forward(addresses, self._layers, self._weights, inputs, logits)
-            _evidence(logits, which, classes, out[start : start + CHUNK])
+            _evidence(logits, self._outputs, which, classes, out[start : start + CHUNK])
 
         self._kernels.spread(run, range(0, len(masks.addresses), CHUNK))
         return out
@@ -306,6 +376,6 @@ class LinearKernel:
         return int(self._layers[-1, 0])
 
     def _padded(self, x: np.ndarray) -> np.ndarray:
-        inputs = np.zeros((len(x), int(self._layers[0, 3])), np.float32)
+        inputs = aligned(len(x), int(self._layers[0, 3]))
         inputs[:, : x.shape[1]] = x
         return inputs

@@ -9,7 +9,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from supsupd.choices import Method, Objective
 from supsupd.learning.bank import Masks
@@ -263,13 +262,17 @@ class Predictor:
                 return best, self._hashes[best] == found
         return int(self._exact(rows, query.objective, per_sample=False)[0]), False
 
-    def probabilities(self, place: int, logits: Tensor) -> Tensor:
-        """Of the classes, from their logits (n, classes): over all, or over those that the mask's task has seen."""
-        if not self.labels_shared:
-            unseen = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
-            unseen[list(self.tasks[place].labels)] = False
-            logits = logits.masked_fill(unseen, -torch.inf)
-        return torch.softmax(logits, dim=-1)
+    def allowed(self, place: int) -> np.ndarray:
+        """What the mask at `place` may answer with, bool (classes,): all, or the classes that its task has seen."""
+        if self.labels_shared:
+            return self._every_class
+        allowed = np.zeros(len(self.classes), np.bool_)
+        allowed[list(self.tasks[place].labels)] = True
+        return allowed
+
+    @cached_property
+    def _every_class(self) -> np.ndarray:
+        return np.ones(len(self.classes), np.bool_)
 
     def _feature_surprise(self, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
         if self.features is None:
