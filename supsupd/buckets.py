@@ -1,7 +1,8 @@
-"""Counts of values by size, cheap to add many to at once."""
+"""Counts of values by size, cheap to add to one by one and many at once."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,11 @@ class Buckets:
         self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._sum = 0.0
 
-    def add(self, values: np.ndarray) -> None:
+    def add(self, value: float) -> None:
+        self._counts[bisect_left(self.bounds, value)] += 1
+        self._sum += value
+
+    def add_all(self, values: np.ndarray) -> None:
         """values: (n,) float32."""
         self._counts += np.bincount(self._edges.searchsorted(values), minlength=len(self._counts))
         self._sum += float(values.sum())

@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import structlog
 
 from storage import cursors, decisions, ledger, networks, tasks
@@ -164,7 +163,7 @@ class Lessons:
                 self._knowledge.sound(partial(self._score, row, batch))
             else:
                 self._learn(row, batch)
-                self.training.add(np.array([time.perf_counter() - began], np.float32))
+                self.training.add(time.perf_counter() - began)
         except (BatchRejected, SpoolCorrupt) as refusal:
             self._quarantine(row, refusal)
         except OutOfService as reason:

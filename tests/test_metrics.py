@@ -2,7 +2,7 @@
 
 import random
 import string
-import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +14,9 @@ from daemon_process import until
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from supsupd.sections import ServingSettings
-from supsupd.serving.engine import Prediction, Question
-from supsupd.serving.front import Front
-from supsupd.serving.metrics import margins
+from supsupd.buckets import Buckets
+from supsupd.serving.engine import Prediction
+from supsupd.serving.metrics import GATHERED, GATHERED_ROWS, Answers, margins
 
 ROWS = 3
 OPERATIONS = Path(__file__).parent.parent / "docs" / "operations.md"
@@ -146,13 +145,38 @@ def test_what_waits_is_told_while_it_waits(asked):
         assert {answer.result().status_code for answer in answers} == {200}
 
 
-def test_counting_a_query_takes_microseconds():
-    metrics = Front(tiny_engine.TinyEngine(), ServingSettings()).metrics
-    for rows, most in ((1, 150e-6), (32, 400e-6)):  # ten times what is measured, on a busy machine
-        p = np.random.default_rng(0).dirichlet(np.ones(10), rows).astype(np.float32)
-        answer = Prediction([0] * rows, p, np.ones(rows), p[:, 0], p[:, 0] > 0, [0])
-        question = Question(np.zeros((rows, 4)))
-        began = time.perf_counter()
-        for _ in range(1000):
-            metrics.count_query(question, answer, 0.001)
-        assert (time.perf_counter() - began) / 1000 < most
+def prediction(rows, classes):
+    p = np.random.default_rng(rows).dirichlet(np.ones(classes), rows).astype(np.float32)
+    return Prediction([0] * rows, p, np.ones(rows), p[:, 0], p[:, 0] > 0, [0] * classes)
+
+
+def test_answers_that_are_looked_at_together_count_as_each_by_itself():
+    together, alone = Answers(), Answers()
+    answers = [prediction(1 + i % 5, 10 + i // 100) for i in range(3 * GATHERED)]  # classes come while it serves
+    for answer in [*answers, prediction(GATHERED_ROWS + 1, 3)]:
+        together.add(answer)
+        alone.add(answer)
+        alone.looked_at()
+    for one, other in zip(together.looked_at(), alone.looked_at(), strict=True):
+        assert one.cumulative() == other.cumulative()
+        assert one.total == pytest.approx(other.total)
+
+
+def test_no_more_answers_wait_than_are_looked_at_together():
+    answers, refs = Answers(), []
+    for _ in range(5 * GATHERED):
+        answer = prediction(2, 3)
+        refs.append(weakref.ref(answer.probabilities))
+        answers.add(answer)
+        del answer
+    assert sum(ref() is not None for ref in refs) < GATHERED
+
+
+def test_a_value_added_alone_counts_as_one_added_with_others():
+    values = np.array([0.0, 0.5, 1.0, 1.5, 9.0], np.float32)
+    together, alone = Buckets((0.5, 1.0, 2.0)), Buckets((0.5, 1.0, 2.0))
+    together.add_all(values)
+    for value in values.tolist():
+        alone.add(value)
+    assert together.cumulative() == alone.cumulative() == [("0.5", 2), ("1", 3), ("2", 4), ("+Inf", 5)]
+    assert together.total == alone.total == 12.0

@@ -22,6 +22,7 @@ from supsupd.learning.inference import (
     Slopes,
     Superposition,
     halving,
+    halving_work,
 )
 from supsupd.learning.joint import answer_together
 from supsupd.learning.labels import ClassList
@@ -157,8 +158,15 @@ class Predictor:
             return False
         masks = [self.tasks[query.place].mask for _, query in asked if query.place is not None]
         masks += self.masks if inferred else ()
-        rows = sum(rows * (len(self.tasks) if query.place is None else 1) for rows, query in asked)
-        return self.scorer.is_light(rows, masks)
+        return self.scorer.is_light(sum(rows + self._scored(rows, query) for rows, query in asked), masks)
+
+    def _scored(self, rows: int, query: Query) -> int:
+        """How many rows times masks are scored at most to name the tasks of so many rows."""
+        if query.place is not None:
+            return 0
+        if query.per_sample:
+            return rows * len(self.tasks)
+        return halving_work(len(self.tasks), min(rows, ROUTING_ROWS), HALVING_ROWS)
 
     def infer(self, rows: np.ndarray, query: Query) -> np.ndarray:
         """The place of each normalised row's mask (n,): given, or inferred for each row or for all together."""

@@ -148,12 +148,21 @@ class GuardedRoute(Route):
     ) -> None:
         super().__init__(path, endpoint, methods=list(methods))
         self.role = role
+        self.app = _answered_by(endpoint)  # the framework's looks after errors, which its middleware does as well
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"][ROUTE] = self.path
         if self.role is not None:
-            caller_of(Request(scope)).require(self.role)
+            scope["state"][CALLER].require(self.role)
         await super().handle(scope, receive, send)
+
+
+def _answered_by(endpoint: Callable[..., Any]) -> ASGIApp:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await endpoint(Request(scope, receive, send))
+        await answer(scope, receive, send)
+
+    return app
 
 
 class Guard:
