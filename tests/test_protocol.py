@@ -20,7 +20,7 @@ from supsupd.serving.oip.protocol import (
     question_of,
     timeout_of,
 )
-from supsupd.serving.oip.strict_json import ProtocolError, parse_json
+from supsupd.serving.oip.strict_json import ProtocolError, parse_json, parse_json_slowly
 from supsupd.serving.oip.tensors import from_raw
 
 
@@ -120,6 +120,53 @@ BAD_JSON = {
 def test_what_is_not_strict_json_is_refused(raw):
     with pytest.raises(ProtocolError, match=r"^bad_json: "):
         decode_request(raw)
+
+
+def written(pairs):
+    """Objects as JSON text, whose keys may come twice."""
+    if isinstance(pairs, tuple):
+        return "{" + ", ".join(f"{json.dumps(key)}: {written(value)}" for key, value in pairs) + "}"
+    if isinstance(pairs, list):
+        return "[" + ",".join(map(written, pairs)) + "]"
+    return json.dumps(pairs)
+
+
+numbers = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(max_size=3) | st.sampled_from(["a", "b", '"']),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(st.tuples(st.sampled_from("abc") | st.text(max_size=2), inner), max_size=4).map(tuple)
+    ),
+    max_leaves=12,
+)
+
+
+@given(values)
+def test_json_is_read_and_refused_as_by_the_slow_parser(value):
+    raw = written(value).encode()
+    try:
+        expected = parse_json_slowly(raw)
+    except ProtocolError as refusal:
+        with pytest.raises(ProtocolError) as caught:
+            parse_json(raw)
+        assert str(caught.value) == str(refusal)
+    else:
+        assert json.dumps(parse_json(raw)) == json.dumps(expected)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"inputs": [{"data": [1, 2, "x"]}], "inputs": []}',
+        b'{"a": [1, {"b": "x", "b": "x"}]}',
+        b'{"a": {"b": 1, "b": 1}, "c": [1, "d"]}',
+        b'{"": 0, "": 0}',
+    ],
+)
+def test_a_key_that_comes_twice_is_found_wherever_it_is(raw):
+    with pytest.raises(ProtocolError, match="an object has a key twice"):
+        parse_json(raw)
 
 
 BAD_REQUESTS = [

@@ -2,12 +2,12 @@
 behind it. Pure functions; what a request and an answer are is the same for gRPC.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import orjson
 
 from supsupd.choices import METHODS, OBJECTIVE_ALIASES, OBJECTIVES
 from supsupd.serving.engine import ExtensionNotSupported, Question
@@ -17,7 +17,6 @@ from supsupd.serving.oip.tensors import Tensor, from_json, from_raw, to_json, to
 
 Word = TypeVar("Word", bound=str)
 INPUT = "x"
-_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ def encode_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, li
         outputs.append(told)
     echo = {} if answer.id is None else {"id": answer.id}
     head = {"model_name": answer.model_name, "model_version": answer.model_version, **echo, "outputs": outputs}
-    return _encoder.encode(head).encode(), raw
+    return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY), raw
 
 
 def question_of(request: InferRequest, task: int | None = None) -> Question:

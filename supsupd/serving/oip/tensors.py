@@ -91,12 +91,13 @@ def from_json(name: str, datatype: Any, shape: Any, data: list[Any]) -> Tensor:
     return Tensor(name, datatype, shape, _to_array(name, datatype, dtype, values, kinds).reshape(shape))
 
 
-def to_json(tensor: Tensor) -> list[Any]:
-    """The values, flat and row-major; BYTES as text."""
+def to_json(tensor: Tensor) -> list[str] | np.ndarray:
+    """The values, flat and row-major, for orjson; BYTES as text. Raises ValueError for what JSON has no number for."""
     if isinstance(tensor.data, list):
         return [element.decode() for element in tensor.data]
-    values: list[Any] = tensor.data.ravel().tolist()
-    return values
+    if tensor.data.dtype.kind == "f" and not np.isfinite(tensor.data).all():
+        raise ValueError(f"{tensor.name} is not finite")
+    return np.ascontiguousarray(tensor.data).reshape(-1)
 
 
 def check_shape(name: str, shape: Any) -> tuple[int, ...]:
