@@ -116,6 +116,16 @@ BAD_JSON = {
 }
 
 
+def test_a_head_that_came_before_says_nothing_about_the_bytes_behind_it():
+    told = {"name": "x", "shape": [1, 4], "datatype": "UINT8", "parameters": {"binary_data_size": 4}}
+    head = json.dumps({"inputs": [told]}).encode()
+    for values in (b"\1\2\3\4", b"\5\6\7\x08"):
+        assert decode_request(head + values, len(head)).inputs[0].data.tobytes() == values
+    for wrong in (b"\1\2\3", b"\1\2\3\4\5"):
+        with pytest.raises(ProtocolError, match="raw bytes"):
+            decode_request(head + wrong, len(head))
+
+
 @pytest.mark.parametrize("raw", BAD_JSON.values(), ids=BAD_JSON.keys())
 def test_what_is_not_strict_json_is_refused(raw):
     with pytest.raises(ProtocolError, match=r"^bad_json: "):
