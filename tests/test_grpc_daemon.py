@@ -1,6 +1,5 @@
 """gRPC of a real daemon, over TCP and a Unix socket at once, beside HTTP."""
 
-import json
 import os
 import signal
 import socket
@@ -36,8 +35,7 @@ def tensor(x):
 
 def listening(daemon):
     """HOST:PORT and path, as the log tells them."""
-    lines = [json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")]
-    return next(line["listening"] for line in lines if line["event"] == "grpc_listening")
+    return daemon.events("grpc_listening")[0]["listening"]
 
 
 def children(pid):
