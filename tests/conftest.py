@@ -6,10 +6,15 @@ import os
 import pytest
 import structlog
 from folders import open_source, watched  # noqa: F401 - fixtures for all
+from hypothesis import HealthCheck, settings
 from stores import store_target  # noqa: F401 - a fixture for all
 
 from supsupd.learning.device import use_threads
 
+# The same examples every time, and as long as they take: how fast the machine is, and what an earlier run found, decide
+# nothing. What is new is sought by `make fuzz`.
+settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 
