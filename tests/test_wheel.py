@@ -18,6 +18,14 @@ CHECKOUT = Path(__file__).parent.parent
 PACKAGES = ("cli", "storage", "streams", "supsupd")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_other_packages():
+    """As with whoever installs the wheel: no modules of the checkout's environment are in its way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONPATH", raising=False)
+        yield
+
+
 def run(*command):
     result = subprocess.run([*map(str, command)], cwd="/", capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stdout + result.stderr
