@@ -58,8 +58,10 @@ def test_tcp_and_unix_sockets_and_http_give_the_same_answer(daemon):
 def test_the_socket_may_do_everything(daemon):
     with triton.InferenceServerClient(f"unix:{listening(daemon)[1]}") as client:
         client.unload_model("task-1")
-        assert not client.is_model_ready("task-1")
-        client.load_model("task-1")
+        try:
+            assert not client.is_model_ready("task-1")
+        finally:
+            client.load_model("task-1")
         assert client.is_model_ready("task-1")
 
 
