@@ -148,11 +148,11 @@ def test_what_waits_is_told_while_it_waits(asked):
 
 def test_counting_a_query_takes_microseconds():
     metrics = Front(tiny_engine.TinyEngine(), ServingSettings()).metrics
-    for rows, most in ((1, 150e-6), (32, 400e-6)):  # ten times what is measured, on a busy machine
+    for rows, most in ((1, 150e-6), (32, 400e-6)):  # ten times what is measured
         p = np.random.default_rng(0).dirichlet(np.ones(10), rows).astype(np.float32)
         answer = Prediction([0] * rows, p, np.ones(rows), p[:, 0], p[:, 0] > 0, [0])
         question = Question(np.zeros((rows, 4)))
-        began = time.perf_counter()
+        began = time.thread_time()
         for _ in range(1000):
             metrics.count_query(question, answer, 0.001)
-        assert (time.perf_counter() - began) / 1000 < most
+        assert (time.thread_time() - began) / 1000 < most
