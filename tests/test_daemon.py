@@ -90,7 +90,7 @@ def test_learning_one_task_leaves_the_bits_and_predictions_of_another_identical(
 def test_wait_returns_0_once_all_is_learned(daemon):
     for turn in range(3):
         daemon.drop(f"waited/{turn}", **draw(TASKS["C"], 200 + turn))
-    assert daemon.cli("wait", "--timeout", "60").returncode == 0
+    assert daemon.cli("wait", "--timeout", "150").returncode == 0
     assert {daemon.row(f"waited/{turn}")["state"] for turn in range(3)} == {"committed"}
 
 

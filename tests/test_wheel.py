@@ -70,6 +70,6 @@ def test_the_daemon_starts_learns_and_stops(programs, tmp_path):
         for turn in range(2):
             daemon.drop(f"{turn}", **draw(0, turn))
         daemon.start()
-        assert daemon.cli("wait", "--timeout", "60").returncode == 0
+        assert daemon.cli("wait", "--timeout", "150").returncode == 0
         assert [row["task"] for row in daemon.listing("tasks", "list")] == [1]
         assert daemon.stop() == 0
