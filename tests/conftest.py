@@ -22,9 +22,14 @@ os.umask(UMASK)
 @pytest.fixture(scope="session", autouse=True)
 def no_settings_from_outside():
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("SUPSUPD_")]:
+        for name in [name for name in os.environ if name.startswith(("SUPSUPD_", "OTEL_")) or _names_proxy(name)]:
             patch.delenv(name)
         yield
+
+
+def _names_proxy(name):
+    """Whether the variable sends requests elsewhere; all that tests ask is here."""
+    return name.lower() in ("http_proxy", "https_proxy", "all_proxy")
 
 
 @pytest.fixture(scope="session", autouse=True)
