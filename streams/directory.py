@@ -66,26 +66,26 @@ class DirectorySource:
         self._unreadable: dict[str, str] = {}  # key to reason, in the running pass
         self._problem: str | None = None
         self._logged = -_LOG_SECONDS
-        self._pending = 0
-        self._postponed = 0  # handed over, and given back since that pass began
+        self._pending: set[str] = set()  # keys of what was seen and is not acknowledged
         self._scan_seconds = 0.0
         self._due = 0.0  # monotonic: when the first of what is pending may be finished
 
     def iter_arrivals(self) -> Iterator[Item]:
         """One full pass; a missing folder yields nothing and is looked for again in the next pass."""
-        pending, self._due, self._unreadable = 0, float("inf"), {}
-        postponed = self._postponed
+        self._due, self._unreadable = float("inf"), {}
+        seen = set()
         for candidate in self._scan():
             if self._is_acknowledged(candidate):  # since this pass began
                 continue
             item = self._examine(candidate)
-            if item is None:
-                pending += candidate.key not in self._unreadable  # a wait for all that comes must not wait for that
-            else:
+            if candidate.key in self._unreadable:  # a wait for all that comes must not wait for that
+                continue
+            seen.add(candidate.key)
+            self._pending.add(candidate.key)
+            if item is not None:
                 yield item
                 del item  # its payload goes before the next one comes
-        self._pending = pending
-        self._postponed -= postponed  # they were looked at again
+        self._pending &= seen
         self._tell_problem()
 
     def acknowledge(self, items: Sequence[Item]) -> None:
@@ -93,17 +93,17 @@ class DirectorySource:
             if isinstance(item, Arrival) and item.key in self._cursors:
                 _log.info("source_changed", source=self.name, name=item.key)
             self._cursors[item.key] = item.position
+            self._pending.discard(item.key)
 
     def postpone(self, item: Arrival) -> None:
         self._sightings.postpone(item.key, item.position)
-        self._postponed += 1
         self._look_again_in(self._settings.incomplete_seconds)
 
     def problem(self) -> str | None:
         return self._problem
 
     def pending(self) -> int:
-        return self._pending + self._postponed
+        return len(self._pending)
 
     def wait(self, timeout: float) -> None:
         """As `Source.wait`, but not longer than a pending file takes to settle."""

@@ -40,7 +40,7 @@ class Source(Protocol):
         """What keeps it from working, in one line; None while nothing does. For any thread."""
 
     def pending(self) -> int:
-        """How many were seen in the last completed pass that are not finished, or not handed over, yet."""
+        """How many were seen that are not finished, or not acknowledged, yet. For any thread."""
 
     def wait(self, timeout: float) -> None:
         """Return when something may have changed, at `poke`, or after `timeout` seconds at the latest."""

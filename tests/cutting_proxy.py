@@ -4,6 +4,8 @@ import socket
 import threading
 from contextlib import suppress
 
+from ports import free_ports
+
 
 class CuttingProxy:
     """Forwards one port of its own to `target`.
@@ -18,7 +20,7 @@ class CuttingProxy:
         self._lock = threading.Lock()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._listener: socket.socket | None = None
-        self.port = 0
+        (self.port,) = free_ports(1)
         self.cuts = 0
         self.accept()
 
@@ -26,7 +28,6 @@ class CuttingProxy:
         self._losing = ""
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self.port))
-            self.port = self._listener.getsockname()[1]
             threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
 
     def cut(self) -> None:
@@ -67,6 +68,8 @@ class CuttingProxy:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._pairs.add(pair)
+            if self._listener is not listener:  # it was accepted just before nobody was to be let in
+                self._end(pair)
             for source, sink, losing in ((client, server, "requests"), (server, client, "replies")):
                 threading.Thread(target=self._pump, args=(pair, source, sink, losing), daemon=True).start()
 

@@ -18,7 +18,8 @@ import httpx
 from supsupd.client import Client, DaemonUnavailable
 
 BIN = Path(sys.executable).parent
-START_SECONDS, WAIT_SECONDS, STOP_SECONDS = 60, 90, 10
+START_SECONDS, WAIT_SECONDS, STOP_SECONDS = 120, 180, 30
+"""Patience, on a slow and busy machine; how long something takes is not what is tested."""
 QUICK = """
 [intake]
 settle_seconds = 0.1
@@ -35,6 +36,11 @@ def until(condition, seconds=WAIT_SECONDS):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
     return value
+
+
+def is_logged(line):
+    """Whether a line on stderr is the log's, and not for people."""
+    return line.startswith("{")
 
 
 class DaemonProcess:
@@ -86,7 +92,7 @@ class DaemonProcess:
             return False
 
     def stop(self, number=signal.SIGTERM):
-        """Its exit code; it has ten seconds."""
+        """Its exit code."""
         self.process.send_signal(number)
         return self.process.wait(STOP_SECONDS)
 
@@ -101,7 +107,12 @@ class DaemonProcess:
         self.launch()
         code = self.process.wait(START_SECONDS)
         lines = self.log.read_text().splitlines()
-        return code, [line for line in lines if not line.startswith("{")]
+        return code, [line for line in lines if not is_logged(line)]
+
+    def events(self, name):
+        """The log's lines of one event, as objects; what follows the last newline is still being written."""
+        *lines, _ = self.log.read_text().split("\n")
+        return [line for line in map(json.loads, filter(is_logged, lines)) if line["event"] == name]
 
     # -- feeding and asking -----------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import stores
-from daemon_process import ask, until, what_was_learned
+from daemon_process import ask, is_logged, until, what_was_learned
 from digits import draw
 
 from storage.backend import dump_json
@@ -34,15 +34,9 @@ def put(daemon, stream, start=0):
         daemon.drop(f"{turn:02}-{letter}", **draw(LETTERS.index(letter), turn))
 
 
-def events(daemon, name):
-    """The log's lines of one event."""
-    lines = [line for line in daemon.log.read_text().splitlines() if line.startswith("{")]
-    return [line for line in map(json.loads, lines) if line["event"] == name]
-
-
 def said(daemon):
     """The lines on stderr beside the log."""
-    return [line for line in daemon.log.read_text().splitlines() if not line.startswith("{")]
+    return [line for line in daemon.log.read_text().splitlines() if not is_logged(line)]
 
 
 def problems(daemon):

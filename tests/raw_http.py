@@ -38,7 +38,7 @@ class Door:
         self._path = path
         self._authorization = f"Authorization: {token}\r\n" if kind == "tcp" else ""
 
-    def connect(self, timeout=10.0, receive_bytes=None):
+    def connect(self, timeout=20.0, receive_bytes=None):
         """A connection whose reads give up after so many seconds, and on which so much fits."""
         is_unix = self.kind == "unix"
         connection = socket.socket(socket.AF_UNIX if is_unix else socket.AF_INET)

@@ -1,10 +1,9 @@
 """A real daemon over loopback TCP, with a token, that has learned three tasks."""
 
-import json
 import subprocess
 from contextlib import contextmanager
 
-from daemon_process import BIN, DaemonProcess
+from daemon_process import BIN, DaemonProcess, until
 from learned_state import learn_stream
 
 
@@ -16,8 +15,7 @@ def token_for(state, role="admin"):
 
 def tcp_addresses(daemon):
     """HOST:PORT of everything that the daemon says it listens on over TCP."""
-    lines = [json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")]
-    *_, ready = (line for line in lines if line["event"] == "ready")
+    *_, ready = until(lambda: daemon.events("ready"))  # it answers a little before it says so
     return [address for address in ready["listening"] if not address.startswith(("/", "unix:"))]
 
 

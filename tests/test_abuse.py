@@ -8,14 +8,14 @@ import time
 
 import numpy as np
 import pytest
-from daemon_process import until
+from daemon_process import STOP_SECONDS, until
 from raw_http import LIVE, Door, good_client, open_door, read_all, read_answer
 from served_process import ServedProcess, light_nursery
 from tiny_engine import INPUTS, TinyEngine
 
-SHORT = 0.5
-"""Seconds of every deadline here."""
-LATE = 5.0
+SHORT = 2.0
+"""Seconds of every deadline here: more than a busy machine keeps a good client waiting."""
+LATE = 30.0
 """Seconds by which what is cut off after SHORT has been, on a busy machine."""
 MANY = 60
 INFER = "/v2/models/supsup/infer"
@@ -111,7 +111,7 @@ def test_who_never_reads_a_large_answer_is_cut_off(door):
         for _ in range(5):
             connection = stack.enter_context(door.connect(receive_bytes=4096))
             connection.sendall(door.head("GET", "/v1/batches"))
-        until(lambda: door.server.arrivals.cut["write"] == 5, LATE)
+        until(lambda: door.server.arrivals.cut["write"] == 5)
 
 
 def test_who_never_reads_many_small_answers_is_cut_off(door):
@@ -124,7 +124,7 @@ def test_who_never_reads_many_small_answers_is_cut_off(door):
                 connection.send(heads)
             return door.server.arrivals.cut["write"]
 
-        until(is_cut, 2 * LATE)
+        until(is_cut)
 
 
 def test_who_reads_a_large_answer_slowly_gets_all_of_it(door):
@@ -207,7 +207,7 @@ def test_5000_connections_find_a_server_with_256_files_at_work(nursery, tmp_path
             with contextlib.ExitStack() as kept:
                 flood(door, 4800, 200, kept)
             until(lambda: among_many(door, last) == [503])
-            until(lambda: [answer.status for answer in door.say(last)] == [200], 2)
-        assert served.stop(signal.SIGTERM, 10) == 0
+            until(lambda: [answer.status for answer in door.say(last)] == [200])
+        assert served.stop(signal.SIGTERM, STOP_SECONDS) == 0
     finally:
         served.child.kill()

@@ -119,7 +119,7 @@ def test_what_a_task_costs_is_what_its_tensors_weigh():
         assert weigh(reference.begin(1)) == reference.task_bytes
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1)), min_size=1, max_size=4), st.integers(0, 99))
 def test_coded_masks_come_back(layers, seed):
     rng = np.random.default_rng(seed)

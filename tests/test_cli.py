@@ -20,7 +20,7 @@ def run(*command, **environment):
         env={**clean, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
 
 

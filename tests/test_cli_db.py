@@ -92,7 +92,7 @@ def test_what_a_daemon_learned_is_backed_up_beside_it_restored_verified_and_prun
         for turn in range(4):
             daemon.drop(f"{turn}", **draw(0, turn))
         daemon.start()
-        assert daemon.cli("wait", "--timeout", "60").returncode == 0
+        assert daemon.cli("wait", "--timeout", "150").returncode == 0
         state = daemon.state
         assert db("verify", "--state", state).stdout.splitlines()[-1] == "ok"
         made = db("backup", tmp_path / "b.tar", "--state", state)

@@ -152,7 +152,7 @@ def test_an_answer_that_is_not_json_is_an_error(tmp_path):
             pytest.raises(DaemonError, match="502 without a JSON answer"),
         ):
             client.status()
-        thread.join(10)
+        thread.join(30)
 
 
 def test_a_proxy_in_the_environment_changes_nothing(client, monkeypatch):

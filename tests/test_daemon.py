@@ -16,7 +16,7 @@ NAMES = np.array(["zero", "one", "two", "three", "four", "five", "six", "seven",
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory):
+def learned(tmp_path_factory):
     """One that has learned STREAM, after an unlabelled batch that came when there was no task."""
     folder = tmp_path_factory.mktemp("daemon")
     with DaemonProcess(folder, "--predictions", folder / "predictions") as daemon:
@@ -27,6 +27,14 @@ def daemon(tmp_path_factory):
         daemon.start().wait()
         daemon.found = {letter: daemon.row(f"stream/{STREAM.index(letter):02}-{letter}")["task"] for letter in TASKS}
         yield daemon
+
+
+@pytest.fixture
+def daemon(learned):
+    """The same, started again where a test has left it down."""
+    if learned.process.poll() is not None:
+        learned.start().wait()
+    return learned
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,7 @@ def test_learning_one_task_leaves_the_bits_and_predictions_of_another_identical(
 def test_wait_returns_0_once_all_is_learned(daemon):
     for turn in range(3):
         daemon.drop(f"waited/{turn}", **draw(TASKS["C"], 200 + turn))
-    assert daemon.cli("wait", "--timeout", "60").returncode == 0
+    assert daemon.cli("wait", "--timeout", "150").returncode == 0
     assert {daemon.row(f"waited/{turn}")["state"] for turn in range(3)} == {"committed"}
 
 

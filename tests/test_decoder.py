@@ -94,7 +94,7 @@ def test_a_worker_answers_as_this_process_would(worker, form, payload):
     assert answer(worker, form, payload) == answer(InlineDecoder(READING), form, payload)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from([case for case in GOOD.values() if case[0] not in ("parquet", "arrow")]),
     st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_size=4)), max_size=3),
@@ -104,7 +104,7 @@ def test_a_worker_answers_as_this_process_would_to_damage(worker, case, damage):
     assert answer(worker, form, payload) == answer(InlineDecoder(READING), form, payload)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.sampled_from([case for case in GOOD.values() if case[0] in ("parquet", "arrow")]),
     st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3),

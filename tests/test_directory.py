@@ -12,7 +12,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from folders import NEVER, npz, png, put, take, wait_for
+from folders import NEVER, await_tick, npz, png, put, take, wait_for
 from structlog.testing import capture_logs
 
 from streams import directory
@@ -47,6 +47,7 @@ def test_a_file_arrives_as_it_is(watched, open_source):
 
 def test_folders_are_watched_at_any_depth(watched, open_source):
     put(watched / "deep" / "er" / "x.parquet" / "b.NPZ", npz(2))
+    await_tick()
     put(watched / "deep" / "a.npz", npz(1))
     assert [item.name for item in take(open_source())] == ["deep/er/x.parquet/b.NPZ", "deep/a.npz"]
 
@@ -124,6 +125,7 @@ def test_one_payload_is_in_memory_at_a_time(watched, open_source):
         put(watched / f"{i}.npz", npz(i))
     passing = open_source().iter_arrivals()
     assert next(passing).name == "0.npz"
+    await_tick()
     put(watched / "1.npz", npz(7))  # changed after the look: it waits for the next pass
     assert [item.name for item in passing] == ["2.npz"]
 
@@ -153,6 +155,7 @@ def test_a_file_that_changes_later_is_new(watched, open_source):
     path = put(watched / "a.npz", npz(1))
     source = open_source()
     (first,) = take(source)
+    await_tick()
     path.write_bytes(npz(2))
     with capture_logs() as logs:
         (second,) = take(source)
@@ -160,6 +163,7 @@ def test_a_file_that_changes_later_is_new(watched, open_source):
     assert second.position != first.position
     assert second.sha256 != first.sha256
     assert [entry["event"] for entry in logs] == ["source_changed"]
+    await_tick()
     path.chmod(0o600)  # equal bytes under a new position: the ledger's business
     assert [item.sha256 for item in take(source)] == [second.sha256]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import NEVER, names, npy, npz, png, put, take, wait_for
+from folders import NEVER, await_tick, names, npy, npz, png, put, take, wait_for
 from structlog.testing import capture_logs
 
 from streams.batch import Arrival
@@ -235,6 +235,7 @@ def test_new_labels_make_a_new_batch_of_a_pair(watched, open_source):
     put(watched / "a.y.npy", npy(np.arange(3)))
     source = open_source()
     (first,) = take(source)
+    await_tick()
     put(watched / "a.y.npy", npy(np.arange(3)[::-1].copy()))
     (second,) = take(source)
     assert (second.key, second.position == first.position) == (first.key, False)

@@ -4,15 +4,15 @@ import contextlib
 import itertools
 import random
 import signal
-import socket
 import threading
 import time
 from collections import Counter
 
 import pytest
 from credentials import Credentials
-from daemon_process import until
+from daemon_process import STOP_SECONDS, until
 from forked_daemon import ForkedDaemon, Nursery
+from ports import free_ports
 from raw_http import LIVE, Door, good_client, open_door, read_all, read_answer
 from served_process import ServedProcess, light_nursery
 from tiny_engine import INPUTS, TinyEngine
@@ -54,7 +54,7 @@ def ask(connection, stream, request):
 
 
 def test_while_it_drains_a_server_answers_but_is_not_ready(nursery, tmp_path, kind):
-    served = ServedProcess(nursery, tmp_path / "served", drain_seconds=1.0)
+    served = ServedProcess(nursery, tmp_path / "served", drain_seconds=3.0)
     try:
         door = getattr(served, kind)
         with door.connect() as connection, connection.makefile("rb") as stream:
@@ -65,7 +65,7 @@ def test_while_it_drains_a_server_answers_but_is_not_ready(nursery, tmp_path, ki
             answer = ask(connection, stream, door.post(ROW))
             assert (answer.status, answer.headers["connection"]) == (200, "close")
             assert read_answer(stream) is None
-        assert served.child.wait(10) == 0
+        assert served.child.wait(STOP_SECONDS) == 0
         with pytest.raises(OSError):
             door.connect()
     finally:
@@ -80,8 +80,8 @@ def test_a_connection_that_is_merely_kept_does_not_hold_up_the_end(tmp_path, kin
         assert [read_answer(stack.enter_context(one.makefile("rb"))).status for one in kept] == [200] * 20
         stack.enter_context(door.connect()).sendall(door.head()[:10])  # nor does half a head
         began = time.monotonic()
-        assert door.server.stop(10.0)
-        assert time.monotonic() - began < 2
+        assert door.server.stop(60.0)
+        assert time.monotonic() - began < 30
         assert [one.recv(1) for one in kept] == [b""] * 20
 
 
@@ -94,7 +94,7 @@ def test_who_waits_to_be_accepted_at_the_end_is_told_to_come_again(tmp_path, kin
         waiting = [stack.enter_context(door.connect()) for _ in range(200)]
         for connection in waiting:
             connection.sendall(door.head())
-        with stopping(door.server, 5.0):
+        with stopping(door.server, 20.0):
             until(lambda: not (tmp_path / "s.sock").exists())
             door.engine.gate.set()
             answers = [read_all(connection) for connection in waiting]
@@ -174,7 +174,7 @@ class Load:
         url = f"{INFER}?n={number}" if number % 2 else f"{LIVE}?n={number}"
         request = door.post(ROW, path=url) if number % 2 else door.head("GET", url)
         answer = None
-        with contextlib.suppress(BrokenPipeError):  # the answer may be there before the request was
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may be refused already
             connection.sendall(request)
         with contextlib.suppress(ConnectionResetError):
             answer = read_answer(stream)
@@ -196,7 +196,7 @@ def test_whatever_the_moment_of_the_end_each_request_is_answered_or_refused(nurs
             with Load([served.unix, served.tcp]) as load:
                 until(lambda load=load: load.outcomes)
                 time.sleep(moments.uniform(0, LOAD_SECONDS))  # the moment, which is not waited for
-                assert served.stop(signal.SIGTERM, 10) == 0
+                assert served.stop(signal.SIGTERM, STOP_SECONDS) == 0
             assert load.failures == []
             accepted = {int(query.removeprefix("n=")) for query in served.accepted()}
             assert accepted <= load.of("answered", "refused"), "taken up and never answered"
@@ -213,8 +213,7 @@ def test_a_real_daemon_under_load_ends_in_its_time_and_leaves_no_socket(tmp_path
     with Nursery() as nursery, ForkedDaemon(nursery, tmp_path) as daemon:
         daemon.state.mkdir(mode=0o700)
         token = Credentials(daemon.state).granted["admin"]
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         daemon.flags = ("--http", f"127.0.0.1:{port}")
         doors = [Door(kind, str(daemon.socket), port, token) for kind in ("unix", "tcp")]
         for _ in range(3):

@@ -20,7 +20,6 @@ from failures import (
     decided,
     decoder_of_learning,
     decoders,
-    events,
     learned,
     learning_held,
     locked,
@@ -95,9 +94,9 @@ def test_a_second_sigterm_ends_it_at_once_and_the_store_is_whole(nursery, uninte
             put(daemon, STREAM[4:], 4)
             until(lambda: counts(daemon.state).get("training"))
             daemon.process.send_signal(signal.SIGTERM)
-            until(lambda: events(daemon, "stopping"))
+            until(lambda: daemon.events("stopping"))
             assert daemon.stop() == 128 + signal.SIGTERM
-        assert not events(daemon, "stopped")
+        assert not daemon.events("stopped")
         assert verify(daemon.state / "supsup.db", daemon.state / "spool") == []
         daemon.start().wait()
         assert daemon.stop() == 0
@@ -114,10 +113,10 @@ def test_sigterm_waits_for_a_request_in_progress_and_not_for_a_training_without_
             until(lambda: counts(daemon.state).get("training"))
             with begun_request(daemon) as finish:
                 daemon.process.send_signal(signal.SIGTERM)
-                until(lambda: events(daemon, "stopping"))
+                until(lambda: daemon.events("stopping"))
                 assert finish() in (200, 503)
             assert daemon.process.wait(STOP_SECONDS) == 0
-        assert events(daemon, "stopped")[0]["unfinished"] == ["learn"]
+        assert daemon.events("stopped")[0]["unfinished"] == ["learn"]
         assert not daemon.socket.exists()
         assert ask(daemon.state, "SELECT id FROM batch WHERE state = 'training' OR crashes > 0") == []
 
@@ -152,8 +151,8 @@ def test_a_locked_store_is_told_and_all_goes_on_once_it_is_free(with_store, unin
         assert len(daemon.client.batches()) == 4
     daemon.wait()
     assert problems(daemon) == {}
-    told = {(line["who"], line["kind"]) for line in events(daemon, "problem")}
-    assert told == {(line["who"], line["kind"]) for line in events(daemon, "problem_over")} >= set(who.items())
+    told = {(line["who"], line["kind"]) for line in daemon.events("problem")}
+    assert told == {(line["who"], line["kind"]) for line in daemon.events("problem_over")} >= set(who.items())
     assert daemon.stop() == 0
     assert learned(daemon.store) == uninterrupted
 
@@ -182,7 +181,7 @@ def test_postgresql_connections_that_are_cut_amid_learning_cost_nothing(nursery,
                 until(lambda turn=turn: decided(url) >= turn)
                 cut(tmp_path.name)
         daemon.wait()
-        assert events(daemon, "store_connection_lost") or events(daemon, "problem")
+        assert daemon.events("store_connection_lost") or daemon.events("problem")
         assert problems(daemon) == {}
         assert daemon.stop() == 0
         assert learned(url) == uninterrupted
@@ -204,7 +203,7 @@ def test_a_postgresql_store_is_one_daemons_and_who_lost_it_ends(nursery, tmp_pat
             took.wait(60)
             put(first, "A", 3)
             assert first.process.wait(60) == 75
-        assert {line["kind"] for line in events(first, "problem")} == {"store_taken"}
+        assert {line["kind"] for line in first.events("problem")} == {"store_taken"}
         (line,) = said(first)
         assert "is used by another supsupd" in line
 
@@ -359,7 +358,7 @@ def test_a_batch_that_kills_the_decoders_of_learning_is_rejected_there(nursery, 
         (row,) = daemon.client.rejected()
         assert (row["name"], row["code"]) == ("segv.csv", "worker_died")
         assert (daemon.state / "spool" / row["sha256"]).exists()
-        assert row["batch"] in {line["batch"] for line in events(daemon, "batch_staged")}  # intake could read it
+        assert row["batch"] in {line["batch"] for line in daemon.events("batch_staged")}  # intake could read it
         assert daemon.row("03-A")["state"] == "committed"
 
 

@@ -22,7 +22,7 @@ def fuzz(name, folder, *options):
         env={**os.environ, "TMPDIR": str(folder)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
 
 

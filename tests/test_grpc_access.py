@@ -226,5 +226,5 @@ def test_without_the_extra_it_says_how_to_install_it():
         "from supsupd.serving.grpc.extra import grpc_service\n"
         "grpc_service(None, None, None, [], None)"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180)
     assert result.stderr.splitlines()[-1].endswith("grpc needs supsupd[grpc]: pip install 'supsupd[grpc]'")

@@ -1,6 +1,5 @@
 """gRPC of a real daemon, over TCP and a Unix socket at once, beside HTTP."""
 
-import json
 import os
 import signal
 import socket
@@ -36,8 +35,7 @@ def tensor(x):
 
 def listening(daemon):
     """HOST:PORT and path, as the log tells them."""
-    lines = [json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")]
-    return next(line["listening"] for line in lines if line["event"] == "grpc_listening")
+    return daemon.events("grpc_listening")[0]["listening"]
 
 
 def children(pid):
@@ -60,8 +58,10 @@ def test_tcp_and_unix_sockets_and_http_give_the_same_answer(daemon):
 def test_the_socket_may_do_everything(daemon):
     with triton.InferenceServerClient(f"unix:{listening(daemon)[1]}") as client:
         client.unload_model("task-1")
-        assert not client.is_model_ready("task-1")
-        client.load_model("task-1")
+        try:
+            assert not client.is_model_ready("task-1")
+        finally:
+            client.load_model("task-1")
         assert client.is_model_ready("task-1")
 
 
@@ -85,7 +85,7 @@ def test_a_port_that_is_taken_is_one_line_and_exit_75(tmp_path):
 
 def test_who_serves_no_grpc_does_not_load_it():
     program = "import supsupd.reception, sys; assert 'grpc' not in sys.modules and 'google.protobuf' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=180)
 
 
 def test_a_daemon_that_is_told_to_stop_leaves_no_socket(daemon):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from daemon_process import until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_served import SERVICE, TCP, Caller, Served, infer_request, refused
+from grpc_served import SERVICE, Caller, Served, infer_request, refused
+from ports import free_ports
 from tiny_engine import TinyEngine
 
 from supsupd.serving.grpc.server import MOST_WATCHERS
@@ -82,9 +83,9 @@ def test_a_request_that_does_not_come_is_cut(method, engine, path):
         yield b""
 
     ended = threading.Event()
-    with Served(engine, path, body_seconds=0.2) as served, Caller(*served.targets()) as call:
+    with Served(engine, path, body_seconds=1.0) as served, Caller(*served.targets()) as call:
         slow = call.channel.stream_unary(f"/{SERVICE}/{method}")
-        with refused(Code.DEADLINE_EXCEEDED, "did not come within 0.2 s"):
+        with refused(Code.DEADLINE_EXCEEDED, "did not come within 1 s"):
             slow(nothing(), timeout=20)
         ended.set()
         assert call("ServerLive").live
@@ -105,7 +106,7 @@ def test_a_stream_whose_answers_nobody_takes_is_cut(engine, path):
 )
 def test_what_is_no_grpc_is_cut_at_once(sent, engine, path):
     with Served(engine, path, header_seconds=0.3) as served, socket.socket(socket.AF_UNIX) as stranger:
-        stranger.settimeout(5)
+        stranger.settimeout(20)
         stranger.connect(str(path))
         stranger.sendall(sent)
         while stranger.recv(4096):
@@ -255,8 +256,8 @@ def test_a_stream_that_waits_does_not_hold_up_the_end(engine, path):
         answers = call.stream(iter(requests.get, None))
         assert not next(answers).error_message
         began = time.monotonic()
-        assert served.server.stop(8.0)
-        assert time.monotonic() - began < 4
+        assert served.server.stop(60.0)
+        assert time.monotonic() - began < 30
         with refused(Code.UNAVAILABLE, "shutting_down"):
             next(answers)
         requests.put(None)
@@ -268,7 +269,7 @@ def test_what_does_not_end_in_time_is_cut(blocked, path, threads):
         assert blocked.entered.wait(20)
         began = time.monotonic()
         served.server.stop(0.2)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 15  # half of what the engine takes
         with pytest.raises(grpc.RpcError) as caught:
             answer.result(20)
         assert caught.value.code() in (Code.CANCELLED, Code.UNAVAILABLE)
@@ -276,9 +277,8 @@ def test_what_does_not_end_in_time_is_cut(blocked, path, threads):
 
 
 def test_a_port_can_be_listened_on_again_at_once(engine, tmp_path):
-    with Served(engine, TCP, state=tmp_path) as served:
-        address = served.targets()[0]
-        with Caller(address) as call:
+    (port,) = free_ports(1)
+    address = f"127.0.0.1:{port}"
+    for _ in range(2):
+        with Served(engine, address, state=tmp_path), Caller(address) as call:
             assert call("ServerLive").live
-    with Served(engine, address, state=tmp_path) as served, Caller(address) as call:
-        assert call("ServerLive").live

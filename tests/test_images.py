@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
@@ -165,7 +165,6 @@ def test_too_many_images_are_refused_before_they_are_read():
     assert rejection(files, Limits(bytes=4 * 24 - 1)).code == "too_large"
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([PNG, JPEG]),
     st.lists(st.tuples(st.integers(0, 5000), st.binary(min_size=1, max_size=4)), min_size=1, max_size=5),

@@ -283,7 +283,7 @@ def finals(store):
         return {row.id: row.state for row in ledger.list_batches(session) if row.state in FINAL}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=30))
 def test_in_any_order_of_steps_no_batch_is_lost_and_no_content_counts_twice(tmp_path_factory, steps):
     path = tmp_path_factory.mktemp("ledger") / "supsup.db"

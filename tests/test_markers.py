@@ -117,6 +117,7 @@ def test_a_sum_that_is_not_true_is_waited_for_then_refused(watched, open_source,
     assert refusal.reason.isprintable()
     assert take(source) == []
     assert take(open_source(cursors={refusal.key: refusal.position})) == []
+    await_tick()
     marker.write_bytes(sums("a.npz", cwd=watched))
     assert names(take(source)) == ["a.npz"]
 
@@ -178,5 +179,6 @@ def test_the_sums_of_a_pair_are_all_checked(watched, open_source):
     put(watched / "a.y.npy", npy(np.arange(3)))
     marker = put(watched / "a.sha256", sums("a.x.npy", "a.y.npy", cwd=watched))
     assert names(take(open_source(SLOW))) == ["a.x.npy"]
+    await_tick()
     marker.write_bytes(sums("a.x.npy", "a.x.npy", cwd=watched))
     assert names(take(open_source())) == ["checksum_mismatch"]

@@ -40,7 +40,7 @@ def filled(folder, turns):
     path = folder / "supsup.db"
     killed = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {json.dumps(str(Path(__file__).parent))})\n" + FILL,
-         path, str(turns)], timeout=60
+         path, str(turns)], timeout=180
     )  # fmt: skip
     assert killed.returncode == -9
     return path.read_bytes(), path.with_name("supsup.db-wal").read_bytes()

@@ -12,7 +12,7 @@ from syscalls import require_strace
 
 from storage.db import upgrade
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.slow
 
 
 def test_a_removed_fsync_is_caught_by_the_order_of_calls(tmp_path):

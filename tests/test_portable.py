@@ -296,7 +296,7 @@ def test_what_is_no_file_at_all_is_refused(tmp_path):
     assert supsupd("masks", "import", tmp_path / "none", "--state", tmp_path / "state")[0] == 65
 
 
-@examples(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_flipped_bit_or_a_missing_end_is_always_noticed(file, tmp_path, data):
     content = bytearray(file.read_bytes())

@@ -1,6 +1,5 @@
 """SIGHUP: what can change does so at once, what cannot is named, and a bad file changes nothing."""
 
-import json
 import signal
 import ssl
 
@@ -15,7 +14,7 @@ LIMITED = QUICK + "[serving]\nmax_body_bytes = 1000\nmax_connections = 7\n[learn
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def running(tmp_path_factory):
     """(a daemon that speaks TLS, too; the lines of its configuration about that)."""
     folder = tmp_path_factory.mktemp("reload")
     tls = tls_of(Authority(folder).issue())
@@ -25,21 +24,24 @@ def served(tmp_path_factory):
         yield daemon.start(), tls
 
 
+@pytest.fixture
+def served(running):
+    """The same; at the end of each test, however it ends, it has its first configuration again."""
+    yield running
+    daemon, tls = running
+    daemon.config.write_text(QUICK + tls)
+    hang_up(daemon, "reloaded")
+
+
 def tls_of(issued):
     return f'[tls]\ncertificate = "{issued.certificate}"\nkey = "{issued.key}"\n'
 
 
-def events(daemon, name):
-    lines = [json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")]
-    return [line for line in lines if line["event"] == name]
-
-
 def hang_up(daemon, expected):
     """Sends SIGHUP; the new log line of this event."""
-    before = len(events(daemon, expected))
+    before = len(daemon.events(expected))
     daemon.process.send_signal(signal.SIGHUP)
-    until(lambda: len(events(daemon, expected)) > before)
-    return events(daemon, expected)[-1]
+    return until(lambda: daemon.events(expected)[before:])[-1]
 
 
 def submits(daemon, size):
@@ -55,14 +57,14 @@ def test_limits_change_at_once_and_what_cannot_is_named(served):
     assert "too_large" not in submits(daemon, 2000)
     daemon.config.write_text('log_level = "debug"\n' + LIMITED + tls)
     assert hang_up(daemon, "needs_a_restart")["settings"] == ["learning.steps"]
-    assert set(events(daemon, "reloaded")[-1]["changed"]) == {
+    assert set(daemon.events("reloaded")[-1]["changed"]) == {
         "log_level",
         "serving.max_body_bytes",
         "serving.max_connections",
     }
     assert "1000 bytes" in submits(daemon, 2000)
     daemon.client.status()
-    assert "/v1/status" in {line["path"] for line in events(daemon, "request")}
+    until(lambda: "/v1/status" in {line["path"] for line in daemon.events("request")})  # written after the answer
     daemon.config.write_text(QUICK + tls)
     hang_up(daemon, "reloaded")
     assert "1000 bytes" not in submits(daemon, 2000)

@@ -130,7 +130,7 @@ def consider(learner, number, key, x, y, given_id=None):
     return change
 
 
-@examples(deadline=None, max_examples=25)
+@examples(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 2), st.integers(1, 9)), min_size=1, max_size=12))
 def test_as_many_keys_as_tasks_whatever_the_data_are(stream):
     """Equal inputs under other keys, other inputs under one key, batches of one row, labels that are noise."""

@@ -35,7 +35,7 @@ def test_edge_popup_keeps_what_a_stable_sort_would(way, shape, density, dtype):
 
 
 @WAYS
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(FLOATS, min_size=1, max_size=40), st.floats(0.01, 0.99))
 def test_ties_zeros_denormals_and_infinities_are_in_order(way, values, density):
     scores = torch.tensor(values, dtype=torch.float32)

@@ -44,7 +44,7 @@ def questions(tmp_path):
 def test_both_clients_count_what_they_are_answered(tmp_path, clients, questions, binary):
     with canned_server(tmp_path, whole(b"200 OK", ANSWER)) as server:
         for raw in (False, True):
-            found = clients.ask(Order(server.address, questions, 2, 0.2, binary=binary, raw=raw))
+            found = clients.ask(Order(server.address, questions, 2, 1.0, binary=binary, raw=raw))
             assert found.statuses == Counter({"200": found.answered})
             assert found.answered > 1
             assert found.errors() == 0
@@ -52,9 +52,9 @@ def test_both_clients_count_what_they_are_answered(tmp_path, clients, questions,
 
 
 def test_who_is_told_to_come_back_does_so_only_then(tmp_path, clients, questions):
-    refusal = whole(b"429 Too Many Requests", b'{"error":"overloaded"}', b"Retry-After: 1")
+    refusal = whole(b"429 Too Many Requests", b'{"error":"overloaded"}', b"Retry-After: 3")
     with canned_server(tmp_path, refusal) as server:
-        found = clients.ask(Order(server.address, questions, 3, 0.5, raw=True))
+        found = clients.ask(Order(server.address, questions, 3, 2.0, raw=True))
     assert found.statuses == Counter({"429": 3})
     assert found.retry_after == 3
     assert found.errors() == 3

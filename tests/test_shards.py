@@ -5,7 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -182,7 +182,6 @@ def test_samples_are_counted_as_they_come():
     assert rejection(shard(*TWO), Limits(samples=1)).code == "too_many_samples"
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9999), st.binary(min_size=1, max_size=12)), max_size=4),
     st.integers(0, 10_240),

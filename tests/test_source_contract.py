@@ -31,7 +31,7 @@ class ListSource:
     def __init__(self, contents, cursors):
         self.name = "list"
         self._contents = contents
-        self._read = int(cursors.get("list", "0"))
+        self._read = self._seen = int(cursors.get("list", "0"))
         self._wake = threading.Event()
 
     def iter_arrivals(self):
@@ -39,6 +39,7 @@ class ListSource:
         while (number := max(number, self._read)) < len(self._contents):
             payload = self._contents[number]
             number += 1
+            self._seen = max(number, self._seen)
             yield Arrival(self.name, f"list/{number}", "npz", digest_of(payload), payload, "list", str(number))
 
     def acknowledge(self, items):
@@ -49,7 +50,7 @@ class ListSource:
         raise AssertionError("nothing here grows")
 
     def pending(self):
-        return 0
+        return self._seen - self._read
 
     def problem(self):
         return None
@@ -227,6 +228,16 @@ def check_a_pass_repeats_what_is_not_acknowledged(kind, make):
     assert list(source.iter_arrivals()) == first[1:]
     source.acknowledge(first[1:3])
     assert list(source.iter_arrivals()) == first[3:]
+
+
+def check_what_is_handed_over_is_pending_until_it_is_acknowledged(kind, make):
+    publish(kind)
+    source = make({})
+    items = collect(source, 4, acknowledge=False)
+    for acknowledged in range(4):
+        assert source.pending() == 4 - acknowledged
+        source.acknowledge([items[acknowledged]])
+    assert source.pending() == 0
 
 
 def check_a_late_acknowledgement_counts_in_the_running_pass(kind, make):

@@ -175,7 +175,7 @@ def test_a_database_that_another_process_locks_is_unavailable_until_it_lets_go(p
         with pytest.raises(StoreUnavailable, match="locked"):
             advance(store, "a")
         assert positions(store) == {}
-        other.communicate(timeout=30)
+        other.communicate(timeout=180)
     advance(store, "b")
     assert positions(store) == {"b": "1"}
     store.close()
@@ -185,7 +185,7 @@ def leave_unclean(path):
     """As after a kill: what was committed is in the log alone."""
     script = "import os, sys; sys.path.insert(0, sys.argv[2]); from test_sqlite import *;"
     script += "store = Database.open(Path(sys.argv[1])); advance(store, 'a'); os.kill(os.getpid(), 9)"
-    killed = subprocess.run([sys.executable, "-c", script, path, Path(__file__).parent], timeout=60)
+    killed = subprocess.run([sys.executable, "-c", script, path, Path(__file__).parent], timeout=180)
     assert killed.returncode == -9
 
 

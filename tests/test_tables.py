@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.batch import BatchRejected
@@ -384,7 +384,6 @@ def test_any_json_gives_a_batch_or_a_rejection(fields):
         check_reads_or_refuses(json.dumps(fields).encode(), form)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3000), st.binary(min_size=1, max_size=4)), max_size=3),
     st.integers(0, 40),

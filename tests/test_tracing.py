@@ -31,6 +31,10 @@ class Collector(ThreadingHTTPServer):
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
 
+    def await_span(self, name):
+        """The first of this name."""
+        return until(lambda: next((span for span in self.spans if span.name == name), None))
+
 
 class _Receiver(BaseHTTPRequestHandler):
     def do_POST(self):
@@ -71,12 +75,12 @@ def test_a_request_goes_on_with_its_callers_trace_and_its_pass_is_linked(tmp_pat
     tracing.begin(collector.url)
     with tiny_engine.serving(tiny_engine.TinyEngine(), tmp_path / "s"):
         assert ask(tmp_path / "s", {"traceparent": f"00-{TRACE}-{PARENT}-01"}) == 200
-    tracing.end()
-    request = next(span for span in collector.spans if span.name == "POST /v2/models/{model}/infer")
+    tracing.end()  # which may give up before the last spans have come
+    request = collector.await_span("POST /v2/models/{model}/infer")
     assert (request.trace_id.hex(), request.parent_span_id.hex()) == (TRACE, PARENT)
     told = {a.key: a.value.string_value or a.value.int_value for a in request.attributes}
     assert told["http.response.status_code"] == 200
-    run = next(span for span in collector.spans if span.name == "pass")
+    run = collector.await_span("pass")
     assert [link.span_id for link in run.links] == [request.span_id]
 
 
@@ -86,20 +90,19 @@ def test_a_daemon_tells_of_the_batches_that_it_learns(tmp_path, collector, monke
         daemon.start()
         daemon.drop("a", x=np.eye(20, dtype=np.float32), y=np.arange(20) % 2)
         daemon.wait()
-        until(lambda: "batch" in {span.name for span in collector.spans})
+        collector.await_span("batch")
         assert daemon.stop() == 0
 
 
-def test_a_collector_that_never_answers_holds_up_neither_requests_nor_the_end(tmp_path, silent):
+def test_a_collector_that_never_answers_holds_up_neither_requests_nor_the_end(tmp_path, silent, monkeypatch):
+    monkeypatch.setattr(tracing, "EXPORT_SECONDS", 120.0)  # so that it shows on a busy machine too
     tracing.begin(silent)
+    began = time.monotonic()
     with tiny_engine.serving(tiny_engine.TinyEngine(), tmp_path / "s"):
         for _ in range(20):
-            began = time.monotonic()
             assert ask(tmp_path / "s") == 200
-            assert time.monotonic() - began < tracing.EXPORT_SECONDS
-    began = time.monotonic()
     tracing.end()
-    assert time.monotonic() - began < 2 * tracing.FAREWELL_SECONDS
+    assert time.monotonic() - began < tracing.EXPORT_SECONDS / 2
 
 
 def test_without_the_extra_the_daemon_says_so_in_one_line(tmp_path, monkeypatch):

@@ -18,6 +18,14 @@ CHECKOUT = Path(__file__).parent.parent
 PACKAGES = ("cli", "storage", "streams", "supsupd")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_other_packages():
+    """As with whoever installs the wheel: no modules of the checkout's environment are in its way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONPATH", raising=False)
+        yield
+
+
 def run(*command):
     result = subprocess.run([*map(str, command)], cwd="/", capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -62,6 +70,6 @@ def test_the_daemon_starts_learns_and_stops(programs, tmp_path):
         for turn in range(2):
             daemon.drop(f"{turn}", **draw(0, turn))
         daemon.start()
-        assert daemon.cli("wait", "--timeout", "60").returncode == 0
+        assert daemon.cli("wait", "--timeout", "150").returncode == 0
         assert [row["task"] for row in daemon.listing("tasks", "list")] == [1]
         assert daemon.stop() == 0
