@@ -167,11 +167,17 @@ class Staging:
         with self._judged():
             (staged,) = self.make_durable([taken])
         if staged.known:
-            with self.database.read() as session:
-                first = ledger.load_batch(session, staged.id)
-            if first.sha256 != taken.entry.sha256:
-                raise KeyReused(f"batch {first.id} came with this idempotency key and other bytes")
+            staged = self._as_before(staged, taken.entry)
         return staged, taken.entry.sha256
+
+    def _as_before(self, staged: ledger.Staged, entry: ledger.Entry) -> ledger.Staged:
+        """The same answer as the first time that this key came. Raises KeyReused."""
+        with self.database.read() as session:
+            row = ledger.load_batch(session, staged.id)
+            first = ledger.find_content(session, entry.key) if row.state == "duplicate" else None
+        if row.sha256 != entry.sha256:
+            raise KeyReused(f"batch {row.id} came with this idempotency key and other bytes")
+        return staged if first is None else replace(staged, duplicate=True, first=first.id)
 
     # -- rejected batches --------------------------------------------------------------------------------------------
 

@@ -144,6 +144,14 @@ def test_an_idempotency_key_is_one_batch_and_never_another(desk):
     assert len(desk.rows()) == 1
 
 
+def test_a_key_that_comes_again_is_answered_as_before_also_where_its_bytes_were_known(desk):
+    first, _ = desk.staging.submit("a.npz", "npz", GOOD[0])
+    answers = [desk.staging.submit("b.npz", "npz", GOOD[0], "key")[0] for _ in range(3)]
+    assert [(answer.first, answer.duplicate) for answer in answers] == [(first.id, True)] * 3
+    with pytest.raises(KeyReused):
+        desk.staging.submit("b.npz", "npz", GOOD[1], "key")
+
+
 def test_a_submitted_batch_that_is_refused_leaves_nothing(desk):
     with pytest.raises(BatchRejected, match="bad_format"):
         desk.staging.submit("a.npz", "npz", BAD)
