@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -79,6 +80,8 @@ class Intake:
         self._notify = notify
         self._health = health or Health()
         self._requested = 1
+        self._failures: Counter[str] = Counter()
+        """How often a source failed since it last worked."""
 
     def add(self, source: Source) -> None:
         self.progress.append(SourceProgress(source))
@@ -94,16 +97,16 @@ class Intake:
 
     def loop(self, progress: SourceProgress, stopping: threading.Event) -> None:
         """Passes over one source until `stopping`."""
-        failures = 0
+        name = progress.source.name
         while not stopping.is_set():
             requested = self._requested
             try:
                 if self._pass(progress, stopping):
                     progress.passes = requested
-                failures = 0
+                self._failures.pop(name, None)
             except Exception as error:  # noqa: BLE001 - the edge: neither a broker nor a full disk must end the source
-                failures += 1
-                self._wait_after(error, progress.source.name, failures, stopping)
+                self._failures[name] += 1
+                self._wait_after(error, name, self._failures[name], stopping)
                 continue
             if self._requested == requested and not stopping.is_set():
                 progress.source.wait(self._settings.scan_seconds)
@@ -133,6 +136,11 @@ class Intake:
             return False
         self._report(progress.source)
         return True
+
+    def _works_again(self, source: Source) -> None:
+        """Said at once: the pass may last as long as there is always more."""
+        if self._failures.pop(source.name, None):
+            self._report(source)
 
     def _report(self, source: Source) -> None:
         problem = source.problem()
@@ -172,13 +180,17 @@ class Intake:
 
     def _wait_for_room(self, source: Source, stopping: threading.Event, under_way: UnderWay) -> int:
         """How many batches may come in now; 0 only when the daemon stops."""
+        is_full = False
         while not stopping.is_set():
             room = self.staging.room()
+            if is_full and room.disk is None:
+                self._report(source)
             if (batches := room.batches - len(under_way.group)) > 0:
                 return batches
             if under_way.durable is not None:
                 self._finish(under_way)
                 continue
+            is_full = room.disk is not None
             if room.disk is not None:
                 self._health.report(source.name, "disk_full", room.disk)
             self._notify()
@@ -241,4 +253,5 @@ class Intake:
         hit("stage.acknowledge")
         source.acknowledge([taken.item for taken in group])
         hit("stage.acknowledged")
+        self._works_again(source)
         self._notify()

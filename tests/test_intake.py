@@ -1,9 +1,11 @@
 """Intake over a real store: bytes first, one row for each content, and never more than the queue holds."""
 
 import errno
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +240,32 @@ def test_a_source_that_is_away_is_said_and_comes_back_by_itself(store):
     assert problems(store) == {}
     finish(source, stopping, thread)
     assert len(store.rows()) == 1
+
+
+def test_a_source_that_is_back_has_no_problem_though_its_pass_goes_on(store):
+    source = ScriptedSource(*(message(number, number) for number in range(5)))
+    source.away = True
+    progress, stopping, thread = one_pass(store, source)
+    until(lambda: problems(store) == {"line-3": "source_unavailable"})
+    source.away = False
+    until(lambda: store.staged() == 3)
+    until(lambda: problems(store) == {})
+    assert progress.passes == 0
+    finish(source, stopping, thread)
+
+
+def test_a_disk_with_room_again_is_no_problem_though_the_queue_is_full(store, monkeypatch):
+    for number in range(3):
+        store.intake.staging.submit(f"{number}.npz", "npz", payload(number))
+    real, free = os.statvfs, []
+    monkeypatch.setattr(os, "statvfs", lambda path: real(path) if free else SimpleNamespace(f_bavail=-1, f_frsize=1))
+    source = ScriptedSource(message(3, 1))
+    progress, stopping, thread = one_pass(store, source)
+    until(lambda: problems(store) == {"line-3": "disk_full"})
+    free.append(True)
+    until(lambda: problems(store) == {})
+    assert (progress.passes, store.staged()) == (0, 3)
+    finish(source, stopping, thread)
 
 
 def test_a_cut_file_that_may_grow_is_postponed_and_one_that_may_not_is_refused(store):
