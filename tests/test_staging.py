@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from digits import draw
+from structlog.testing import capture_logs
 
 from storage import cursors, ledger
 from storage.db import Database, upgrade
@@ -96,6 +97,15 @@ def test_a_delivery_that_comes_again_is_the_batch_that_it_was(desk, payload):
     assert (again.id, again.known, within.known, other.known) == (first.id, True, False, True)
     assert other.id == within.id
     assert len(desk.rows()) == 2
+
+
+def test_other_bytes_under_an_identity_that_came_before_are_warned_of(desk):
+    with capture_logs() as logs:
+        desk.take(message(GOOD[0], 7))
+        desk.take(message(GOOD[0], 7))
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == []
+        desk.take(message(GOOD[1], 7), message(GOOD[2], 8))
+    assert [line["batch"] for line in logs if line["event"] == "id_reused"] == [1]
 
 
 def test_a_delivery_that_comes_late_does_not_take_the_cursor_back(desk):
