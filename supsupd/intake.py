@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from storage import cursors, gaps
+from storage.errors import StoreError
 from storage.failpoints import hit
 from storage.gaps import GapRow, GapUnknown
 from streams.batch import Arrival, Gap, Refusal
@@ -130,7 +131,7 @@ class Intake:
             for group in self._groups(progress, stopping, under_way):
                 looked = self._look_into(group, progress.source)
                 self._finish(under_way)
-                under_way.begin(looked, syncing.submit(self.staging.make_durable, looked) if looked else None)
+                under_way.begin(looked, syncing.submit(self._make_durable, looked) if looked else None)
             self._finish(under_way)
         if stopping.is_set() or progress.gap is not None:
             return False
@@ -241,6 +242,14 @@ class Intake:
             if taken.is_cut and isinstance(taken.item, Arrival):
                 source.postpone(taken.item)
         return [taken for taken in looked if not taken.is_cut]
+
+    def _make_durable(self, group: Sequence[Taken]) -> None:
+        """As `Staging.make_durable`; a failed disk is told even if the pass ends before it comes to `_finish`."""
+        try:
+            self.staging.make_durable(group)
+        except (StoreError, OSError) as error:
+            self._health.judge(group[0].item.source, error)
+            raise
 
     def _finish(self, under_way: UnderWay) -> None:
         """Waits until a group is durable, and acknowledges it. Raises what making it durable raised."""

@@ -24,7 +24,7 @@ from streams.formats import encode
 from streams.reading import Reading
 from streams.source import SourceUnavailable
 from supsupd.health import Health
-from supsupd.intake import Intake
+from supsupd.intake import GROUP_ITEMS, Intake
 from supsupd.sections import IntakeSettings
 from supsupd.staging import QueueFull, Staging
 
@@ -296,6 +296,27 @@ def test_a_failed_sync_is_fatal_and_nothing_is_acknowledged(tmp_path):
     finish(source, stopping, thread)
     assert (source.acknowledged, store.rows()) == ([], [])
     assert "fsync: Input/output error" in said[0]
+    store.database.close()
+
+
+def test_a_failed_sync_is_fatal_also_where_the_source_fails_first(tmp_path):
+    class Failing(Files):
+        def sync(self, descriptor):
+            super().sync(descriptor)
+            raise SyncFailed(errno.EIO, "fsync: Input/output error")
+
+    class Leaving(ScriptedSource):
+        def iter_arrivals(self):
+            yield from super().iter_arrivals()
+            raise SourceUnavailable("line-3: connection reset")
+
+    fatal = []
+    store = Store(tmp_path, max_queue=1000, files=Failing(), fatal=lambda who, error: fatal.append(error))
+    source = Leaving(*(message(number, number) for number in range(GROUP_ITEMS)))
+    _, stopping, thread = one_pass(store, source)
+    until(lambda: fatal)
+    finish(source, stopping, thread)
+    assert isinstance(fatal[0], SyncFailed)
     store.database.close()
 
 
