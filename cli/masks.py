@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.db import Database, State
-from cli.output import EXIT_BAD_DATA, EXIT_CONFIG, EXIT_IO, EXIT_NO, EXIT_NO_INPUT, fail
+from cli.output import EXIT_BAD_DATA, EXIT_CONFIG, EXIT_IO, EXIT_NO, EXIT_NO_INPUT, EXIT_USAGE, fail
 from supsupd.paths import DATABASE_NAME, default_state
 
 masks_app = typer.Typer(help="Masks as a file, to move them.", rich_markup_mode=None, no_args_is_help=True)
@@ -107,7 +107,7 @@ def _ids(listed: str | None) -> list[int]:
         return []
     parts = listed.split(",")
     if not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in parts):
-        fail(f"--tasks: given {listed!r}; expected ids as 1,2", EXIT_CONFIG)
+        fail(f"--tasks: given {listed!r}; expected ids as 1,2", EXIT_USAGE)
     return [int(part) for part in parts]
 
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import typer
 
 EXIT_NO = 1
+EXIT_USAGE = 2
 EXIT_BAD_DATA = 65
 EXIT_NO_INPUT = 66
 EXIT_UNAVAILABLE = 69

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,6 +66,16 @@ def main(
 ) -> None:
     """A daemon for continual learning without task labels."""
     os.umask(0o077)  # what supsupd makes is its user's alone, whatever the user's habits
+    _open_standard_streams()
+
+
+def _open_standard_streams() -> None:
+    """Those that whoever started us closed: what is opened next would be read, or written to, in their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115 - for good; it gets the number that is free
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _leave(*_: object) -> None:

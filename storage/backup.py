@@ -1,11 +1,11 @@
 """A whole store in one file: a tar of a SQLite database, the spooled bytes that it needs, and the hashes of both."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +21,7 @@ from storage.backends import reading, translated
 from storage.errors import SchemaMismatch, StoreError
 from storage.sqlite import SqliteBackend
 from storage.verification import find_problems, list_required
+from storage.work_folder import work_folder
 
 FORMAT = 1
 MANIFEST, DATABASE, SPOOL = "MANIFEST.json", "supsup.db", "spool"
@@ -51,11 +52,13 @@ def make_backup(
     everything: take all of the spool, for a database of an older schema, whose ledger nobody reads here.
     Raises FileExistsError unless to `force`, StoreError when the store is damaged or cannot be read, OSError.
     """
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder, expected a file to write", str(file))
     if file.exists() and not force:
-        raise FileExistsError(17, "it is not overwritten without --force", str(file))
+        raise FileExistsError(errno.EEXIST, "it is not overwritten without --force", str(file))
     if not backend.exists():
         raise SchemaMismatch(f"{backend.name} does not exist")
-    with _folder_beside(file) as folder, _folder_beside(spool) as work:
+    with work_folder(file.parent) as folder, work_folder(spool.parent) as work:
         copy, links = work / DATABASE, work / SPOOL
         links.mkdir(mode=0o700)
         needed = _take(backend, spool, copy, links, everything)
@@ -81,13 +84,13 @@ def restore_backup(file: Path, backend: Backend, spool: Path, *, force: bool = F
     """Put a store back as it was when the backup was made. The caller holds the state's lock.
 
     The database comes last and at once: before, the store is what it was. force: replace what is there.
-    Raises BackupInvalid, SchemaMismatch for one of a newer program, StoreError when something is there already or
-    the database refuses, OSError.
+    Raises BackupInvalid, SchemaMismatch for one of a newer program, FileExistsError when something is there already,
+    StoreError when the database refuses, OSError.
     """
     if not force and (found := _find_contents(backend, spool)) is not None:
-        raise StoreError(f"{found}: --force replaces it")
+        raise FileExistsError(errno.EEXIST, "is not empty; --force replaces it", found)
     spool.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _folder_beside(spool) as folder:
+    with work_folder(spool.parent) as folder:
         manifest = _extract(file, folder)
         _refuse_newer(manifest)
         if problems := find_problems(SqliteBackend(folder / DATABASE), current=False):
@@ -258,15 +261,15 @@ def _refuse_newer(manifest: Manifest) -> None:
 
 
 def _find_contents(backend: Backend, spool: Path) -> str | None:
-    """What a restore would replace, in words."""
+    """Where there is something that a restore would replace."""
     if spool.is_dir() and any(spool.iterdir()):
-        return f"{spool} is not empty"
+        return str(spool)
     if not backend.exists():
         return None
     readers = backend.readers()
     try:
         with translated(backend), readers.connect() as connection:
-            return f"{backend.name} is not empty" if any(copying.count_rows(connection).values()) else None
+            return backend.name if any(copying.count_rows(connection).values()) else None
     finally:
         readers.dispose()
 
@@ -302,13 +305,6 @@ def _refill_database(backend: Backend, copy: Path, revision: str) -> None:
             copying.copy_rows(source, connection)
     finally:
         readers.dispose()
-
-
-@contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    """A private folder on the same file system, which goes away with all that is in it."""
-    with tempfile.TemporaryDirectory(prefix=".supsupd-", dir=path.parent) as name:
-        yield Path(name)
 
 
 def _hash(path: Path) -> str:

@@ -22,6 +22,7 @@ from streams.source import SourceUnavailable
 MAX_UNACKNOWLEDGED = 64
 MAX_HELD_BYTES = 32 << 20
 UNKNOWN_FORM = "npz"  # what nobody recognises is kept and refused by the decoder, in the words of this format
+FOREIGN = "were acknowledged and are not in the store, as after a restore: they are not delivered again"
 _GUESSED_BYTES = 512 << 10  # of a message, before any was seen
 _MAX_NAME = 256
 _MAX_FORM = 32

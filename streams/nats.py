@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from streams.batch import Gap
-from streams.broker import BrokerSource, Held, Message, address_of, client_library, item_of
+from streams.broker import FOREIGN, BrokerSource, Held, Message, address_of, client_library, item_of
 from streams.loops import LoopThread
 from streams.nats_consumer import NatsSettings, consumer_of, losing_limits, stream_of
 from streams.source import SourceUnavailable
@@ -155,6 +155,7 @@ class NatsSource(BrokerSource):
         self._patience = 1.1 * (consumer.config.ack_wait or 30.0) + 0.1
         self._rounds = MAX_ROUNDS
         self._expect(unknown if self._delivered > self._read() else 0)
+        self._look_for_foreign(stream, consumer)
         if self._settings.subject is not None and self._delivered >= stream.state.first_seq:
             # The consumer has passed these, so that what is missing behind it was of other subjects.
             self._horizon = max(self._horizon, stream.state.first_seq - 1)
@@ -207,6 +208,12 @@ class NatsSource(BrokerSource):
         if first > read + 1:
             doubt = "may be lost" if self._settings.subject is not None else "are lost"
             self._miss(f"messages {read + 1} to {first - 1} {doubt}: the broker removed them unread", first - 1)
+
+    def _look_for_foreign(self, stream: Any, consumer: Any) -> None:
+        """What is acknowledged beyond the cursor is in another store: that from which ours was backed up."""
+        read, floor = max(self._read(), stream.state.first_seq - 1), consumer.ack_floor.stream_seq
+        if self._key in self._cursors and floor > read:
+            self._miss(f"messages {read + 1} to {floor} {FOREIGN}", floor)
 
     def _accepted(self, gap: Gap) -> None:
         self._horizon = int(gap.position)

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from streams.batch import Gap, Refusal
-from streams.broker import BrokerSource, Held, Message, TlsFiles, address_of, client_library, item_of
+from streams.broker import FOREIGN, BrokerSource, Held, Message, TlsFiles, address_of, client_library, item_of
 from streams.source import SourceUnavailable
 
 _log = structlog.get_logger("supsupd.streams")
@@ -97,16 +97,15 @@ class RedisSource(BrokerSource):
         if stream is not None and _parts(_text(stream["last-generated-id"])) < _parts(read):
             last = _text(stream["last-generated-id"])
             return self._miss(f"it ends at {last} but was read up to {read}: it was made anew or restored", _START)
-        if stream is None or self._group() is None:
-            first = _first(stream)
-            if read != _START and first is not None and _parts(_before(first)) > _parts(read):
-                return self._miss(
-                    f"its group is gone, and entries between {read} and {first} may be lost", _before(first)
-                )
-            self._client.xgroup_create(key, self._settings.group, id=read, mkstream=True)
-            stream = self._stream()
-            if stream and read == _START and "entries-added" in stream:
-                self._go_on_from(read, stream)
+        if stream is not None and (group := self._group()) is not None:
+            return self._look_for_foreign(read, _text(group["last-delivered-id"]))
+        first = _first(stream)
+        if read != _START and first is not None and _parts(_before(first)) > _parts(read):
+            return self._miss(f"its group is gone, and entries between {read} and {first} may be lost", _before(first))
+        self._client.xgroup_create(key, self._settings.group, id=read, mkstream=True)
+        stream = self._stream()
+        if stream and read == _START and "entries-added" in stream:
+            self._go_on_from(read, stream)
         return None
 
     def _stream(self) -> dict[str, Any] | None:
@@ -134,6 +133,15 @@ class RedisSource(BrokerSource):
         gap = Gap(self.name, self._settings.stream, position, f"stream {self._settings.stream}: {reason}")
         held = max((held.order for held in self._held.values()), default=())
         self._block(gap, _parts(after) if after else held)
+
+    def _look_for_foreign(self, read: str, delivered: str) -> None:
+        """What is acknowledged beyond the cursor is in another store: that from which ours was backed up."""
+        key, group = self._settings.stream, self._settings.group
+        if read == _START or not (entries := self._client.xrange(key, f"({read}", delivered, count=1)):
+            return
+        entry = _text(entries[0][0])
+        if not self._client.xpending_range(key, group, entry, entry, count=1):
+            self._miss(f"entries {entry} to {delivered} {FOREIGN}", delivered)
 
     def _look_for_loss(self) -> None:
         """Entries that were trimmed before the group has read them are counted by the broker, from Redis 7 on."""

@@ -31,6 +31,7 @@ from storage.failpoints import hit
 from storage.features import FeaturesCorrupt
 from storage.lock import StateLock, StateLocked
 from storage.spool import Spool
+from storage.work_folder import remove_abandoned
 from streams.broker import MissingExtra
 from supsupd import tracing
 from supsupd.config import ConfigError, Settings
@@ -179,6 +180,8 @@ class Daemon:
         raise_file_limit()
         use_threads(settings.learning.threads)
         sys.setswitchinterval(SWITCH_SECONDS)
+        for folder in (settings.state, settings.state / "backup"):
+            remove_abandoned(folder)
         upgrade(settings.store, state=settings.state)
         hit("start.upgraded")
         database = Database.open(settings.store)

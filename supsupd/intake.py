@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from storage import cursors, gaps
+from storage.errors import StoreError
 from storage.failpoints import hit
 from storage.gaps import GapRow, GapUnknown
 from streams.batch import Arrival, Gap, Refusal
@@ -79,6 +81,8 @@ class Intake:
         self._notify = notify
         self._health = health or Health()
         self._requested = 1
+        self._failures: Counter[str] = Counter()
+        """How often a source failed since it last worked."""
 
     def add(self, source: Source) -> None:
         self.progress.append(SourceProgress(source))
@@ -94,16 +98,16 @@ class Intake:
 
     def loop(self, progress: SourceProgress, stopping: threading.Event) -> None:
         """Passes over one source until `stopping`."""
-        failures = 0
+        name = progress.source.name
         while not stopping.is_set():
             requested = self._requested
             try:
                 if self._pass(progress, stopping):
                     progress.passes = requested
-                failures = 0
+                self._failures.pop(name, None)
             except Exception as error:  # noqa: BLE001 - the edge: neither a broker nor a full disk must end the source
-                failures += 1
-                self._wait_after(error, progress.source.name, failures, stopping)
+                self._failures[name] += 1
+                self._wait_after(error, name, self._failures[name], stopping)
                 continue
             if self._requested == requested and not stopping.is_set():
                 progress.source.wait(self._settings.scan_seconds)
@@ -127,12 +131,17 @@ class Intake:
             for group in self._groups(progress, stopping, under_way):
                 looked = self._look_into(group, progress.source)
                 self._finish(under_way)
-                under_way.begin(looked, syncing.submit(self.staging.make_durable, looked) if looked else None)
+                under_way.begin(looked, syncing.submit(self._make_durable, looked) if looked else None)
             self._finish(under_way)
         if stopping.is_set() or progress.gap is not None:
             return False
         self._report(progress.source)
         return True
+
+    def _works_again(self, source: Source) -> None:
+        """Said at once: the pass may last as long as there is always more."""
+        if self._failures.pop(source.name, None):
+            self._report(source)
 
     def _report(self, source: Source) -> None:
         problem = source.problem()
@@ -172,13 +181,17 @@ class Intake:
 
     def _wait_for_room(self, source: Source, stopping: threading.Event, under_way: UnderWay) -> int:
         """How many batches may come in now; 0 only when the daemon stops."""
+        is_full = False
         while not stopping.is_set():
             room = self.staging.room()
+            if is_full and room.disk is None:
+                self._report(source)
             if (batches := room.batches - len(under_way.group)) > 0:
                 return batches
             if under_way.durable is not None:
                 self._finish(under_way)
                 continue
+            is_full = room.disk is not None
             if room.disk is not None:
                 self._health.report(source.name, "disk_full", room.disk)
             self._notify()
@@ -230,6 +243,14 @@ class Intake:
                 source.postpone(taken.item)
         return [taken for taken in looked if not taken.is_cut]
 
+    def _make_durable(self, group: Sequence[Taken]) -> None:
+        """As `Staging.make_durable`; a failed disk is told even if the pass ends before it comes to `_finish`."""
+        try:
+            self.staging.make_durable(group)
+        except (StoreError, OSError) as error:
+            self._health.judge(group[0].item.source, error)
+            raise
+
     def _finish(self, under_way: UnderWay) -> None:
         """Waits until a group is durable, and acknowledges it. Raises what making it durable raised."""
         group, durable = under_way.end()
@@ -241,4 +262,5 @@ class Intake:
         hit("stage.acknowledge")
         source.acknowledge([taken.item for taken in group])
         hit("stage.acknowledged")
+        self._works_again(source)
         self._notify()

@@ -7,9 +7,11 @@ The metadata's `sha256` is over all of it, so that a file is what was written, o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,9 +206,10 @@ def digest_of(metadata: dict[str, str], tensors: Iterable[tuple[str, np.ndarray]
 
 def _check_size(path: Path) -> None:
     """Before anything else looks at the file: what it says of itself fits in it."""
-    if not path.is_file():
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
         raise FileRefused("it is not a file")
-    size = path.stat().st_size
+    size = found.st_size
     with path.open("rb") as file:
         start = file.read(8)
     header = int.from_bytes(start, "little")
@@ -228,6 +231,8 @@ def _parsed(kind: type[T], data: bytes, where: str) -> T:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, durably, unless something is raised."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(path.parent))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:

@@ -149,7 +149,20 @@ class Staging:
         hit("stage.committed")
         for taken, became in zip(group, staged, strict=True):
             _log(taken, became)
+        self._warn_of_reuse(group, staged)
         return staged
+
+    def _warn_of_reuse(self, group: Sequence[Taken], staged: Sequence[ledger.Staged]) -> None:
+        """An identity that came before with other bytes is the batch that it was: these are not learned."""
+        again = [(t.item, became.id) for t, became in zip(group, staged, strict=True) if became.known]
+        sent = [(item, id_) for item, id_ in again if isinstance(item, Arrival) and item.identity is not None]
+        if not sent:
+            return
+        with self.database.read() as session:
+            hashes = {id_: ledger.load_batch(session, id_).sha256 for _, id_ in sent}
+        for item, id_ in sent:
+            if hashes[id_] not in (None, item.sha256):
+                log.warning("id_reused", batch=id_, source=item.source, name=item.name)
 
     def submit(self, name: str, form: str, payload: bytes, key: str | None = None) -> tuple[ledger.Staged, str]:
         """Stages a batch that came over the socket; its SHA-256 too. `key`: the same key again is the same batch.
@@ -167,11 +180,17 @@ class Staging:
         with self._judged():
             (staged,) = self.make_durable([taken])
         if staged.known:
-            with self.database.read() as session:
-                first = ledger.load_batch(session, staged.id)
-            if first.sha256 != taken.entry.sha256:
-                raise KeyReused(f"batch {first.id} came with this idempotency key and other bytes")
+            staged = self._as_before(staged, taken.entry)
         return staged, taken.entry.sha256
+
+    def _as_before(self, staged: ledger.Staged, entry: ledger.Entry) -> ledger.Staged:
+        """The same answer as the first time that this key came. Raises KeyReused."""
+        with self.database.read() as session:
+            row = ledger.load_batch(session, staged.id)
+            first = ledger.find_content(session, entry.key) if row.state == "duplicate" else None
+        if row.sha256 != entry.sha256:
+            raise KeyReused(f"batch {row.id} came with this idempotency key and other bytes")
+        return staged if first is None else replace(staged, duplicate=True, first=first.id)
 
     # -- rejected batches --------------------------------------------------------------------------------------------
 

@@ -184,7 +184,7 @@ def test_a_store_that_is_not_empty_is_replaced_only_by_force(target, state, tmp_
         tasks.create(session, FIELDS)
     store.close()
     before = contents(target)
-    with pytest.raises(StoreError, match="is not empty: --force replaces it"):
+    with pytest.raises(FileExistsError, match="is not empty; --force replaces it"):
         restore(tmp_path / "b.tar", target, state)
     assert contents(target) == before
     restore(tmp_path / "b.tar", target, state, force=True)

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from daemon_process import until
 from tiny_engine import INPUTS, TinyEngine, serving
+
+from supsupd.client import Client, DaemonUnavailable
 
 BIN = Path(sys.executable).parent
 
@@ -101,6 +104,28 @@ def test_the_socket_comes_from_either_flag_or_the_environment(served):
         result = run("supsup-cli", *command, **environment)
         assert (result.returncode, result.stderr) == (0, "")
         assert "network.hidden" in result.stdout
+
+
+@pytest.mark.parametrize("closed", [(0,), (0, 2), (0, 1, 2)])
+def test_closed_standard_streams_are_empty_ones_and_no_other_file(tmp_path, closed):
+    close = " ".join(f"{number}>&-" for number in closed)
+    start = f"exec {BIN / 'supsupd'} start --stdin --state state --socket sock >log 2>log {close}"
+    with subprocess.Popen(["sh", "-c", start], cwd=tmp_path) as it:
+        try:
+            with Client(tmp_path / "sock") as client:
+                until(lambda: it.poll() is not None or answers(client))
+                assert it.poll() is None
+                assert client.wait(30)["batches"]["quarantined"] == 0
+            assert {Path(f"/proc/{it.pid}/fd/{number}").readlink() for number in closed} == {Path(os.devnull)}
+        finally:
+            it.kill()
+
+
+def answers(client):
+    try:
+        return client.status()
+    except DaemonUnavailable:
+        return None
 
 
 def test_json_is_one_array_of_objects(served, rows):

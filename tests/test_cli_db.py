@@ -37,6 +37,19 @@ def test_the_database_is_upgraded_and_verified(tmp_path):
     assert "not a database" in one_line(broken)
 
 
+def test_a_backup_without_a_place_and_a_restore_over_something_say_why(tmp_path):
+    state, file = tmp_path / "state", tmp_path / "b.tar"
+    db("upgrade", "--state", state)
+    nowhere = db("backup", tmp_path / "none" / "b.tar", "--state", state)
+    assert (nowhere.returncode, one_line(nowhere)) == (66, f"{tmp_path / 'none'}: there is no such folder\n")
+    folder = db("backup", tmp_path, "--state", state, "--force")
+    assert (folder.returncode, one_line(folder)) == (1, f"{tmp_path}: it is a folder, expected a file to write\n")
+    Spool(state / "spool").store({packing.sha256(b"x"): b"x"})
+    assert db("backup", file, "--state", state).returncode == 0
+    again = db("restore", file, "--state", state)
+    assert (again.returncode, one_line(again)) == (1, f"{state / 'spool'}: is not empty; --force replaces it\n")
+
+
 @pytest.mark.parametrize("command", ["upgrade", "downgrade", "restore x.tar", "prune --keep 1"])
 def test_a_store_in_use_is_not_changed(tmp_path, command):
     with StateLock.acquire(tmp_path):
@@ -102,7 +115,7 @@ def test_what_a_daemon_learned_is_backed_up_beside_it_restored_verified_and_prun
         assert daemon.stop() == 0
     masks = learned(state)
     refused = db("restore", tmp_path / "b.tar", "--state", state)
-    assert (refused.returncode, "--force" in one_line(refused)) == (65, True)
+    assert (refused.returncode, "--force" in one_line(refused)) == (1, True)
     new = tmp_path / "new"
     assert db("restore", tmp_path / "b.tar", "--state", new).returncode == 0
     assert learned(new) == masks

@@ -86,6 +86,9 @@ def test_every_native_route_has_its_method(client, engine):
 def test_a_task_may_be_called_by_its_name(client, engine):
     engine.names[1] = "day/1 ü?#%"
     assert client.task("day/1 ü?#%")["task"] == 2
+    engine.names[1] = ".."
+    assert client.task("..")["task"] == 2
+    engine.names[1] = "day/1 ü?#%"
     assert {row["task"] for row in client.predict(np.ones((3, INPUTS)), task="day/1 ü?#%")} == {2}
 
 
@@ -110,9 +113,12 @@ def test_waiting_asks_for_a_pass_and_returns_once_settled(client, engine):
     assert engine.passes == 1
 
 
-def test_waiting_gives_up_in_time(client, engine):
+def test_waiting_gives_up_in_time_and_says_what_for(client, engine):
     engine.polls_until_settled = 10**9
-    with pytest.raises(TimeoutError, match=r"not settled after 0\.3 s"):
+    with pytest.raises(TimeoutError, match=r"^not settled after 0\.3 s: 0 batches are queued$"):
+        client.wait(timeout=0.3)
+    engine.problem = "connection refused"
+    with pytest.raises(TimeoutError, match=r"0 batches are queued; w: connection refused$"):
         client.wait(timeout=0.3)
 
 

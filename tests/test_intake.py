@@ -1,9 +1,11 @@
 """Intake over a real store: bytes first, one row for each content, and never more than the queue holds."""
 
 import errno
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from streams.formats import encode
 from streams.reading import Reading
 from streams.source import SourceUnavailable
 from supsupd.health import Health
-from supsupd.intake import Intake
+from supsupd.intake import GROUP_ITEMS, Intake
 from supsupd.sections import IntakeSettings
 from supsupd.staging import QueueFull, Staging
 
@@ -240,6 +242,32 @@ def test_a_source_that_is_away_is_said_and_comes_back_by_itself(store):
     assert len(store.rows()) == 1
 
 
+def test_a_source_that_is_back_has_no_problem_though_its_pass_goes_on(store):
+    source = ScriptedSource(*(message(number, number) for number in range(5)))
+    source.away = True
+    progress, stopping, thread = one_pass(store, source)
+    until(lambda: problems(store) == {"line-3": "source_unavailable"})
+    source.away = False
+    until(lambda: store.staged() == 3)
+    until(lambda: problems(store) == {})
+    assert progress.passes == 0
+    finish(source, stopping, thread)
+
+
+def test_a_disk_with_room_again_is_no_problem_though_the_queue_is_full(store, monkeypatch):
+    for number in range(3):
+        store.intake.staging.submit(f"{number}.npz", "npz", payload(number))
+    real, free = os.statvfs, []
+    monkeypatch.setattr(os, "statvfs", lambda path: real(path) if free else SimpleNamespace(f_bavail=-1, f_frsize=1))
+    source = ScriptedSource(message(3, 1))
+    progress, stopping, thread = one_pass(store, source)
+    until(lambda: problems(store) == {"line-3": "disk_full"})
+    free.append(True)
+    until(lambda: problems(store) == {})
+    assert (progress.passes, store.staged()) == (0, 3)
+    finish(source, stopping, thread)
+
+
 def test_a_cut_file_that_may_grow_is_postponed_and_one_that_may_not_is_refused(store):
     cut = payload(0)[:-30]
     item = Arrival("line-3", "a.npz", "npz", digest_of(cut), cut, "a", "1", may_grow=True)
@@ -268,6 +296,27 @@ def test_a_failed_sync_is_fatal_and_nothing_is_acknowledged(tmp_path):
     finish(source, stopping, thread)
     assert (source.acknowledged, store.rows()) == ([], [])
     assert "fsync: Input/output error" in said[0]
+    store.database.close()
+
+
+def test_a_failed_sync_is_fatal_also_where_the_source_fails_first(tmp_path):
+    class Failing(Files):
+        def sync(self, descriptor):
+            super().sync(descriptor)
+            raise SyncFailed(errno.EIO, "fsync: Input/output error")
+
+    class Leaving(ScriptedSource):
+        def iter_arrivals(self):
+            yield from super().iter_arrivals()
+            raise SourceUnavailable("line-3: connection reset")
+
+    fatal = []
+    store = Store(tmp_path, max_queue=1000, files=Failing(), fatal=lambda who, error: fatal.append(error))
+    source = Leaving(*(message(number, number) for number in range(GROUP_ITEMS)))
+    _, stopping, thread = one_pass(store, source)
+    until(lambda: fatal)
+    finish(source, stopping, thread)
+    assert isinstance(fatal[0], SyncFailed)
     store.database.close()
 
 

@@ -392,6 +392,14 @@ def test_one_step_down_gives_back_what_was(store_target, tmp_path, revision):
     assert contents(store_target) == before
 
 
+def test_the_first_schema_is_not_taken_from_what_is_stored(store_target, tmp_path):
+    make_golden(store_target, ALL[0])
+    before = contents(store_target)
+    with pytest.raises(db.StoreError, match="rows of training_state are stored, and schema 0001 is the first"):
+        db.downgrade(store_target, state=tmp_path)
+    assert contents(store_target) == before
+
+
 @pytest.mark.parametrize("revision", ALL[:-1])
 def test_a_backup_is_made_before_the_schema_changes_and_brings_it_back(store_target, tmp_path, revision):
     make_golden(store_target, revision)

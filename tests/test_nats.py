@@ -112,11 +112,12 @@ def test_a_gap_is_seen_after_a_restart(bench, opened):
 def test_a_purge_of_what_was_read_is_no_gap(bench, opened):
     publish(bench, range(3))
     source = opened()
-    cursors = cursors_of(take(source))
+    take(source)
     bench.lose()
     publish(bench, [3])
-    assert [item.payload for item in take(source)] == [b"3"]
-    assert list(opened(cursors).iter_arrivals()) == []
+    items = take(source)
+    assert [item.payload for item in items] == [b"3"]
+    assert list(opened(cursors_of(items)).iter_arrivals()) == []
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -140,13 +141,35 @@ def test_a_stream_made_anew_is_a_gap_and_its_messages_are_new(bench, opened, res
 def test_other_subjects_make_no_gap(bench, opened):
     source = opened(subject=f"{bench.stream}.mine")
     publish(bench, [0], subject="mine")
-    cursors = cursors_of(take(source))
+    take(source)
     publish(bench, range(50), subject="other")
     assert take(source) == []
     bench.lose()
     publish(bench, [1], subject="mine")
-    assert [item.payload for item in take(source)] == [b"1"]
-    assert [type(item) for item in opened(cursors, subject=f"{bench.stream}.mine").iter_arrivals()] == []
+    items = take(source)
+    assert [item.payload for item in items] == [b"1"]
+    assert [type(item) for item in opened(cursors_of(items), subject=f"{bench.stream}.mine").iter_arrivals()] == []
+
+
+def test_what_was_acknowledged_beyond_the_cursor_is_a_gap(bench, opened):
+    publish(bench, range(6))
+    source = opened()
+    items = list(source.iter_arrivals())
+    source.acknowledge(items[:5])
+    restored = opened(cursors_of(items[:2]))
+    (gap,) = restored.iter_arrivals()
+    assert isinstance(gap, Gap)
+    assert gap.position == "5"
+    assert "messages 3 to 5 were acknowledged and are not in the store" in gap.reason
+    restored.acknowledge([gap])
+    assert [item.payload for item in take_all(restored, 1)] == [b"5"]
+
+
+def test_a_consumer_taken_away_gives_again_what_was_acknowledged_beyond_the_cursor(bench, opened):
+    publish(bench, range(6))
+    items = take_all(opened(), 6)
+    bench.run(bench.streams.delete_consumer(bench.stream, "supsupd"))
+    assert [item.identity for item in take_all(opened(cursors_of(items[:2])), 4)] == [i.identity for i in items[2:]]
 
 
 def test_a_consumer_made_anew_goes_on_behind_the_cursor(bench, opened):

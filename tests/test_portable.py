@@ -195,7 +195,7 @@ def test_the_file_is_private_whole_or_not_there_and_replaces_an_older_one(settin
     ("flags", "code", "told"),
     [
         (["--tasks", "9"], 1, "there is no task 9"),
-        (["--tasks", "one"], 78, "--tasks: given 'one'; expected ids as 1,2"),
+        (["--tasks", "one"], 2, "--tasks: given 'one'; expected ids as 1,2"),
     ],
 )
 def test_an_export_of_what_there_is_not_is_refused(settings, tmp_path, flags, code, told):
@@ -293,7 +293,14 @@ def test_a_header_beyond_the_limit_is_refused_before_it_is_read(tmp_path):
 
 def test_what_is_no_file_at_all_is_refused(tmp_path):
     assert refused(tmp_path) == "it is not a file"
-    assert supsupd("masks", "import", tmp_path / "none", "--state", tmp_path / "state")[0] == 65
+    none = tmp_path / "none"
+    told = f"{none}: No such file or directory\n"
+    assert supsupd("masks", "import", none, "--state", tmp_path / "state") == (66, "", told)
+
+
+def test_an_export_into_no_folder_says_which(settings, tmp_path):
+    told = f"{tmp_path / 'none'}: there is no such folder\n"
+    assert moved_from(settings, tmp_path / "none" / "masks") == (66, "", told)
 
 
 @examples(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

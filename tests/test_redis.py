@@ -120,14 +120,35 @@ def test_a_gap_is_seen_after_a_restart_unless_it_was_accepted(bench, opened):
     assert numbers_of(take(opened({gap.key: gap.position}))) == [6]
 
 
+def test_what_was_acknowledged_beyond_the_cursor_is_a_gap(bench, opened):
+    publish(bench, range(6))
+    source = opened()
+    items = list(source.iter_arrivals())
+    source.acknowledge(items[:5])
+    restored = opened(cursors_of(items[:2]))
+    (gap,) = restored.iter_arrivals()
+    assert isinstance(gap, Gap)
+    assert f"entries {items[2].position} to {items[5].position} were acknowledged and are not in" in gap.reason
+    restored.acknowledge([gap])
+    assert numbers_of(take(restored)) == [5]
+
+
+def test_a_group_that_was_set_back_gives_again_what_was_acknowledged_beyond_the_cursor(bench, opened):
+    publish(bench, range(6))
+    items = take(opened())
+    bench.client.xgroup_setid(bench.stream, "supsupd", items[1].position)
+    assert numbers_of(take(opened(cursors_of(items[:2])))) == [2, 3, 4, 5]
+
+
 def test_trimming_what_was_read_is_no_gap(bench, opened):
     publish(bench, range(3))
     source = opened()
-    cursors = cursors_of(take(source))
+    take(source)
     bench.lose()
     publish(bench, [3])
-    assert numbers_of(take(source)) == [3]
-    assert take(opened(cursors)) == []
+    items = take(source)
+    assert numbers_of(items) == [3]
+    assert take(opened(cursors_of(items))) == []
 
 
 def test_an_entry_that_was_delivered_and_trimmed_unread_is_a_gap(bench, opened):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from digits import draw
+from structlog.testing import capture_logs
 
 from storage import cursors, ledger
 from storage.db import Database, upgrade
@@ -98,6 +99,15 @@ def test_a_delivery_that_comes_again_is_the_batch_that_it_was(desk, payload):
     assert len(desk.rows()) == 2
 
 
+def test_other_bytes_under_an_identity_that_came_before_are_warned_of(desk):
+    with capture_logs() as logs:
+        desk.take(message(GOOD[0], 7))
+        desk.take(message(GOOD[0], 7))
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == []
+        desk.take(message(GOOD[1], 7), message(GOOD[2], 8))
+    assert [line["batch"] for line in logs if line["event"] == "id_reused"] == [1]
+
+
 def test_a_delivery_that_comes_late_does_not_take_the_cursor_back(desk):
     desk.take(message(GOOD[0], 7), message(GOOD[1], 8))
     desk.take(message(GOOD[0], 7))
@@ -142,6 +152,14 @@ def test_an_idempotency_key_is_one_batch_and_never_another(desk):
     with pytest.raises(KeyReused, match=f"batch {first.id} came with this idempotency key and other bytes"):
         desk.staging.submit("a.npz", "npz", GOOD[1], "key")
     assert len(desk.rows()) == 1
+
+
+def test_a_key_that_comes_again_is_answered_as_before_also_where_its_bytes_were_known(desk):
+    first, _ = desk.staging.submit("a.npz", "npz", GOOD[0])
+    answers = [desk.staging.submit("b.npz", "npz", GOOD[0], "key")[0] for _ in range(3)]
+    assert [(answer.first, answer.duplicate) for answer in answers] == [(first.id, True)] * 3
+    with pytest.raises(KeyReused):
+        desk.staging.submit("b.npz", "npz", GOOD[1], "key")
 
 
 def test_a_submitted_batch_that_is_refused_leaves_nothing(desk):

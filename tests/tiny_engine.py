@@ -43,6 +43,7 @@ class TinyEngine:
         self.keys = {}
         self.passes = 0
         self.polls_until_settled = 2
+        self.problem = None  # of the one source
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -128,7 +129,7 @@ class TinyEngine:
         self.polls_until_settled -= self.passes > 0
         return {
             "tasks": len(self.names),
-            "sources": [{"name": "w", "passes": self.passes, "pending": 0}],
+            "sources": self.sources(),
             "queue": 0,
             "settled": self.polls_until_settled <= 0,
             "network": {"hidden": [300, 100]},
@@ -230,7 +231,8 @@ class TinyEngine:
         return self.batch(batch_id)
 
     def sources(self):
-        return [{"name": "w", "passes": self.passes, "pending": 0, "problem": None}]
+        pending = int(self.problem is not None)
+        return [{"name": "w", "passes": self.passes, "pending": pending, "problem": self.problem}]
 
     def accept_gap(self, source):
         if source != "line-3":

@@ -239,8 +239,17 @@ class Requests:
             if status["settled"] and all(source["passes"] >= wanted for source in status["sources"]):
                 return status
             if deadline is not None and time.monotonic() + POLL_SECONDS > deadline:
-                raise TimeoutError(f"not settled after {timeout:g} s: {status['queue']} batches are queued")
+                raise TimeoutError(f"not settled after {timeout:g} s: {_unsettled(status, wanted)}")
             yield Pause(POLL_SECONDS)
+
+
+def _unsettled(status: Status, wanted: int) -> str:
+    """What is still to come, and what keeps it away."""
+    told = [f"{status['queue']} batches are queued"]
+    for source in status["sources"]:
+        if source["passes"] < wanted or source["pending"]:
+            told.append(f"{source['name']}: {source['problem'] or 'is being read'}")
+    return "; ".join(told)
 
 
 def _task_path(task: int | str) -> str:
@@ -252,4 +261,6 @@ def _model_path(name: str, version: int | None) -> str:
 
 
 def _quoted(text: int | str) -> str:
-    return quote(str(text), safe="")
+    """As one part of a path, where dots alone would lead up."""
+    quoted = quote(str(text), safe="")
+    return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted

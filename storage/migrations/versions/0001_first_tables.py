@@ -11,6 +11,7 @@ depends_on = None
 TIME = sa.DateTime(timezone=True)
 STATES = "'staged', 'training', 'unsure', 'scored', 'committed', 'duplicate', 'quarantined'"
 KINDS = "'known', 'new', 'unsure'"
+TABLES = ("training_state", "cursor", "decision", "mask_version", "batch", "task", "network")
 
 
 def upgrade() -> None:
@@ -24,8 +25,17 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("training_state", "cursor", "decision", "mask_version", "batch", "task", "network"):
+    refuse_rows()
+    for table in TABLES:
         op.drop_table(table)
+
+
+def refuse_rows() -> None:
+    """Before the first schema there is nothing that could hold them. Raises RuntimeError."""
+    for table in TABLES:
+        count = op.get_bind().scalar(sa.text(f"SELECT count(*) FROM {table}"))  # noqa: S608 - constants
+        if count:
+            raise RuntimeError(f"{count} rows of {table} are stored, and schema {revision} is the first")
 
 
 def create_network() -> None:
