@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from supsupd.config import ServingSettings
 from supsupd.serving.batching import Batcher, Pass
-from supsupd.serving.engine import Engine, EngineError, Prediction, Question
+from supsupd.serving.engine import Engine, EngineError, NoModelYet, Prediction, Question, ShuttingDown
 from supsupd.serving.metrics import Metrics
 from supsupd.serving.oip.statistics import Statistics
 
@@ -27,6 +27,12 @@ class Front:
         self.batcher = Batcher(engine, lambda: self.limits)
         self.statistics = Statistics()
         self.metrics = Metrics(self)
+
+    def problem(self) -> EngineError | None:
+        """Why no more queries should be sent here; None: they may be."""
+        if self.draining:
+            return ShuttingDown()
+        return None if self.engine.ready() else NoModelYet()
 
     async def infer(
         self, question: Question, timeout: float | None = None, taken: Callable[[Pass], None] | None = None

@@ -54,7 +54,7 @@ class Models:
 
     def is_server_ready(self) -> bool:
         """Whether it can predict, and is not about to end."""
-        return not self.front.draining and self.engine.ready()
+        return self.front.problem() is None
 
     def check_name(self, name: str, version: str = "") -> None:
         """Raises EngineError 404 for what can't be a model's name or version, before anything is read."""
