@@ -65,6 +65,15 @@ def outcome(call, name):
     return Code.OK
 
 
+@pytest.mark.parametrize("given", HEADERS)
+def test_that_there_is_no_such_method_is_told_only_to_who_is_known(given, doors):
+    target, headers = doors
+    with Caller(target, *headers[given]) as call:
+        for method in ("/inference.GRPCInferenceService/Nothing", "/another.Service/Check"):
+            with refused(Code.UNIMPLEMENTED if given in ROLES else Code.UNAUTHENTICATED):
+                call.channel.unary_unary(method)(b"", timeout=20, metadata=call.metadata)
+
+
 def test_a_stream_asks_for_its_role(doors):
     target, headers = doors
     for given in HEADERS:

@@ -21,9 +21,10 @@ from supsupd.serving.access import Access, Caller
 from supsupd.serving.engine import DeadlineExceeded, EngineError
 from supsupd.serving.front import Front
 from supsupd.serving.grpc.messages import MESSAGE
-from supsupd.serving.grpc.methods import Call, Method, Methods
+from supsupd.serving.grpc.methods import Call, Method, Methods, refuse_method
 from supsupd.serving.http.refusals import RETRY_SECONDS
 from supsupd.serving.http.requests import HEADER, id_of_request
+from supsupd.serving.metrics import NO_ROUTE
 from supsupd.serving.oip.strict_json import ProtocolError
 
 CODES = {
@@ -88,6 +89,11 @@ class Calls:
             for name, method in self._methods.all().items()
         }
         return {**handlers, STREAM: grpc.stream_stream_rpc_method_handler(self._stream)}
+
+    def of_nothing(self) -> grpc.GenericRpcHandler:
+        """Of the methods that there are not, for behind all others: who is unknown learns not even that."""
+        method = Method(refuse_method)
+        return _Any(grpc.stream_unary_rpc_method_handler(partial(self._answer, NO_ROUTE, method)))
 
     def end(self) -> None:
         """Calls that begin now are refused, and streams that wait for their client end; what runs is still answered."""
@@ -207,6 +213,16 @@ class Calls:
             return reading.result()
         reading.cancel()
         raise _ending()
+
+
+class _Any(grpc.GenericRpcHandler):
+    """One handler for whatever is called."""
+
+    def __init__(self, handler: grpc.RpcMethodHandler) -> None:
+        self._handler = handler
+
+    def service(self, _: object) -> grpc.RpcMethodHandler:
+        return self._handler
 
 
 def _ending() -> EngineError:

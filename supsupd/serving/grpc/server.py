@@ -64,6 +64,7 @@ class GrpcService:
         self._health = _Health(self._models)
         self._server.add_generic_rpc_handlers((service,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((self._calls.of_nothing(),))  # asked last
         try:
             for address in self._addresses:
                 self._listen(address)
