@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 
 import grpc
 import pytest
@@ -83,6 +84,20 @@ def test_a_stream_asks_for_its_role(doors):
             else:
                 with refused(Code.UNAUTHENTICATED, "unauthenticated"):
                     next(call.stream([infer_request()]))
+
+
+def test_a_stream_of_a_stranger_is_refused_before_it_has_said_anything(doors):
+    target, headers = doors
+    silent = threading.Event()
+
+    def nothing():
+        silent.wait(20)
+        yield infer_request()
+
+    for given in REFUSED:
+        with Caller(target, *headers[given]) as call, refused(Code.UNAUTHENTICATED, "unauthenticated"):
+            next(call.stream(nothing()))
+    silent.set()
 
 
 def test_a_reader_of_log_settings_changes_none(doors):

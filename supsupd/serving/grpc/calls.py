@@ -103,11 +103,12 @@ class Calls:
         with self._counted(name, context) as outcome:
             try:
                 call = self._let_in(context, method.role)
-                response: bytes = (await method.answer(await self._read(context), call)).SerializeToString()
+                payload = await read_message(context, self._front.limits.body_seconds)
+                response: bytes = (await method.answer(payload, call)).SerializeToString()
                 outcome.code = grpc.StatusCode.OK
                 return response
             except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller is told in our words
-                outcome.code, outcome.text = _refusal(name, error)
+                outcome.code, outcome.text = refusal(name, error)
         return await context.abort(outcome.code, outcome.text, outcome.trailers())  # raises
 
     async def _stream(self, _: object, context: Context) -> None:
@@ -124,7 +125,7 @@ class Calls:
                 outcome.code = grpc.StatusCode.OK
                 return
             except Exception as error:  # noqa: BLE001 - as above
-                outcome.code, outcome.text = _refusal(STREAM, error)
+                outcome.code, outcome.text = refusal(STREAM, error)
             finally:
                 reading.cancel()
         await context.abort(outcome.code, outcome.text, outcome.trailers())
@@ -133,6 +134,7 @@ class Calls:
         self, context: Context, answers: asyncio.Queue[asyncio.Task[bytes] | None], room: asyncio.Semaphore
     ) -> None:
         try:
+            self._let_in(context, "predict")  # else a stranger could keep a call's place by saying nothing
             while await room.acquire() and (payload := await self._next(context)) is not grpc.aio.EOF:
                 call = self._let_in(context, "predict")  # for each: a token may have been revoked
                 answers.put_nowait(asyncio.create_task(self._stream_answer(payload, call)))
@@ -146,7 +148,7 @@ class Calls:
             told.parameters["triton_final_response"].bool_param = True  # each request has one answer
             response = MESSAGE["ModelStreamInferResponse"](infer_response=told)
         except Exception as error:  # noqa: BLE001 - as above
-            response = MESSAGE["ModelStreamInferResponse"](error_message=_refusal(STREAM, error)[1])
+            response = MESSAGE["ModelStreamInferResponse"](error_message=refusal(STREAM, error)[1])
         answer: bytes = response.SerializeToString()
         return answer
 
@@ -183,19 +185,6 @@ class Calls:
         given = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
         return self._access.caller_of_token(given[0] if len(given) == 1 else None)
 
-    async def _read(self, context: Context) -> bytes:
-        """The one message of a call."""
-        seconds = self._front.limits.body_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                payload = await context.read()
-        except TimeoutError:
-            raise EngineError(f"the request did not come within {seconds:g} s", 408) from None
-        if payload is grpc.aio.EOF:
-            raise ProtocolError("bad_request: expected a message")
-        message: bytes = payload
-        return message
-
     async def _write(self, context: Context, message: bytes) -> None:
         """One of the messages of a stream."""
         seconds = self._front.limits.write_seconds
@@ -225,11 +214,24 @@ class _Any(grpc.GenericRpcHandler):
         return self._handler
 
 
+async def read_message(context: Context, seconds: float) -> bytes:
+    """The one message of a call. Raises EngineError 408 where it does not come in time, and ProtocolError."""
+    try:
+        async with asyncio.timeout(seconds):
+            payload = await context.read()
+    except TimeoutError:
+        raise EngineError(f"the request did not come within {seconds:g} s", 408) from None
+    if payload is grpc.aio.EOF:
+        raise ProtocolError("bad_request: expected a message")
+    message: bytes = payload
+    return message
+
+
 def _ending() -> EngineError:
     return EngineError("shutting_down: the daemon takes no more requests", 503)
 
 
-def _refusal(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
+def refusal(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a caller is told of an error; of one that is a bug of ours, nothing."""
     if isinstance(error, DeadlineExceeded):
         return grpc.StatusCode.DEADLINE_EXCEEDED, error.text
