@@ -62,7 +62,7 @@ def test_limits_change_at_once_and_what_cannot_is_named(served):
     }
     assert "1000 bytes" in submits(daemon, 2000)
     daemon.client.status()
-    assert "/v1/status" in {line["path"] for line in events(daemon, "request")}
+    until(lambda: "/v1/status" in {line["path"] for line in events(daemon, "request")})  # it follows the answer
     daemon.config.write_text(QUICK + tls)
     hang_up(daemon, "reloaded")
     assert "1000 bytes" not in submits(daemon, 2000)
