@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -20,7 +21,7 @@ from pydantic_settings import (
 
 from storage.failpoints import VARIABLE as FAILPOINTS
 from supsupd.choices import Method
-from supsupd.layers import ENV_PREFIX, ConfigError, Layer, describe, merge, read_toml
+from supsupd.layers import ENV_PREFIX, ConfigError, Layer, describe, merge, name_setting, read_toml
 from supsupd.paths import DATABASE_NAME, default_socket, default_state
 from supsupd.sections import (
     AbsolutePath,
@@ -91,10 +92,16 @@ class Settings(BaseSettings):
     tls: ServerTlsSettings = ServerTlsSettings()
     tracing: TracingSettings = TracingSettings()
 
+    _layers: list[Layer] = PrivateAttr(default_factory=list)
+
     @property
     def store(self) -> Path | str:
         """The database: a file of SQLite's, or a URL."""
         return self.state / DATABASE_NAME if self.database is None else self.database
+
+    def name(self, key: str) -> str:
+        """A dotted key as an error names it: FILE:LINE: KEY, or what the variable or the option is called."""
+        return name_setting(self._layers, tuple(key.split(".")))
 
     @property
     def inference(self) -> Method:
@@ -210,9 +217,11 @@ def load_settings(flags: Mapping[str, Any] | None = None, file: Path | None = No
     for layer in reversed(layers):
         merged = merge(merged, layer.values)
     try:
-        return Settings(**merged)
+        settings = Settings(**merged)
     except ValidationError as error:
         raise ConfigError([describe(detail, layers, Settings) for detail in error.errors()]) from None
+    settings._layers = layers
+    return settings
 
 
 def _environment() -> Layer:

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -97,6 +97,15 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         is_table = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[key] = merge(old, value) if is_table else value  # type: ignore[arg-type]  # two tables
     return merged
+
+
+def name_setting(layers: Sequence[Layer], location: Location) -> str:
+    """Where a setting comes from and what it is called there; one that is not set stands in its table, or nowhere."""
+    for reached in _outwards(location):
+        for layer in layers:
+            if layer.find(reached) is not None:
+                return layer.name(location)
+    return Layer("defaults", {}).name(location)
 
 
 def describe(detail: ErrorDetails, layers: list[Layer], root: type[BaseModel]) -> str:

@@ -17,6 +17,8 @@ from supsupd.tokens import Tokens, TokensRefused
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 OPEN_TO_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+TOKENS = "tokens"
+"""What lies in the state folder, and is no setting."""
 
 
 def check(settings: Settings) -> None:
@@ -30,7 +32,15 @@ def check(settings: Settings) -> None:
         *_group(settings.serving.socket_group),
     ]
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError([_placed(problem, settings) for problem in problems])
+
+
+def _placed(problem: str, settings: Settings) -> str:
+    """A line whose keys are named as they stand where they were set."""
+    keys, _, rest = problem.partition(": ")
+    if keys == TOKENS:
+        return problem
+    return f"{', '.join(settings.name(key) for key in keys.split(', '))}: {rest}"
 
 
 def check_state(state: Path) -> None:
@@ -75,7 +85,7 @@ def _tcp(settings: Settings) -> Iterator[str]:
     try:
         is_usable = any(not token.is_expired for token in tokens.read())
     except TokensRefused as error:
-        yield f"tokens: {error}"
+        yield f"{TOKENS}: {error}"
         return
     for key, address in (("http", settings.http), ("grpc", settings.grpc)):
         if address is None:

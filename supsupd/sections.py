@@ -24,7 +24,8 @@ from supsupd.paths import MAX_SOCKET_PATH
 
 MIB = 1 << 20
 _SECRET = re.compile("password|secret|token|key")
-_PASSWORD = re.compile(r"(\w+://[^:@/\s]*):[^@/\s]*@")
+_PASSWORD = re.compile(r"(\w+://[^:@/\s]*):[^/\s]*@")
+_PASSWORD_BEHIND = re.compile(r"([?&]\w*password=)[^&\s'\"]*")
 
 
 def _not_empty(value: Any) -> Any:
@@ -90,8 +91,8 @@ def _with_database(value: Any) -> Any:
 
 
 def hide_password(url: str) -> str:
-    """The URL without its password."""
-    return _PASSWORD.sub(r"\1:***@", url)
+    """The URL without its password, before the host or among the parameters."""
+    return _PASSWORD_BEHIND.sub(r"\1***", _PASSWORD.sub(r"\1:***@", url))
 
 
 def _hide_secrets(options: dict[str, str]) -> dict[str, str]:

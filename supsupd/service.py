@@ -78,7 +78,7 @@ class Service:
         self.draining = False
 
     def ready(self) -> bool:
-        return not self.draining and self._predicting.ready()
+        return self._predicting.ready()
 
     def predict(self, questions: Sequence[Question]) -> list[Prediction | EngineError]:
         return self._predicting.predict(questions)
@@ -114,7 +114,7 @@ class Service:
 
     def measures(self) -> Measures:
         problems = len(self._health.show()) + len(self._predicting.damaged())
-        return self._measuring.look(self.ready(), problems)
+        return self._measuring.look(self.ready() and not self.draining, problems)
 
     def status(self) -> dict[str, Any]:
         # In this order: what a pass has staged is counted, and what a counted batch sets off is waited for.

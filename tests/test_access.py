@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import re
+import socket
 
 import pytest
 from credentials import Credentials
@@ -14,6 +15,8 @@ from supsupd.sections import ServingSettings
 from supsupd.serving.access import Access, GuardedRoute
 from supsupd.serving.front import Front
 from supsupd.serving.http.app import create_app
+from supsupd.serving.listeners import adopt
+from supsupd.serving.server import Server
 
 CHALLENGE = {"www-authenticate": "Bearer"}
 
@@ -31,9 +34,9 @@ def port(credentials, tmp_path_factory):
         yield port_of(server)
 
 
-def ask(port, method="GET", path="/v2", authorizations=(), headers=(("Host", "localhost"),), body=None):
+def ask(port, method="GET", path="/v2", authorizations=(), headers=(("Host", "localhost"),), address="127.0.0.1"):
     """The status, the headers and the body of an answer."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(address, port, timeout=20)) as connection:
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         for name, value in [*headers, *(("Authorization", value) for value in authorizations)]:
             connection.putheader(name, value)
@@ -152,6 +155,22 @@ def test_what_a_token_does_is_written_down_under_its_id_and_label(credentials):
 def test_a_host_that_is_served_here_is_let_in(port, credentials, host):
     right = [credentials.granted["predict"]]
     assert ask(port, path="/v1/status", authorizations=right, headers=[("Host", host)])[0] == 200
+
+
+def test_the_address_that_was_connected_to_is_a_host_on_a_socket_of_both_families_too(credentials):
+    right = [credentials.granted["predict"]]
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as handed:
+        handed.setblocking(False)
+        front = Front(TinyEngine(), ServingSettings())
+        access = Access(lambda: front.limits, credentials.tokens)
+        server = Server(front, create_app(front, access), [adopt(handed)], access=access)
+        server.start()
+        try:
+            for host, wanted in (("127.0.0.2:80", 200), ("127.0.0.3", 403)):
+                given = [("Host", host)]
+                assert ask(port_of(server), authorizations=right, headers=given, address="127.0.0.2")[0] == wanted
+        finally:
+            server.stop(1.0)
 
 
 @pytest.mark.parametrize(

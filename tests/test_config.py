@@ -198,3 +198,21 @@ def test_what_the_daemon_writes_lies_outside_what_it_watches(tmp_path, watched, 
 def test_no_watched_folder_lies_in_another(tmp_path, watched):
     assert "outside the watched folder" in problems({"watch": [tmp_path, watched]})[0]
     assert "outside the watched folder" in problems({"watch": [watched, watched]})[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hunter2@db/x",
+        "postgresql://me:hun@ter2@db/x",
+        "postgresql://me@db/x?password=hunter2",
+        "postgresql://db/x?sslmode=require&sslpassword=hunter2&password=hun%20ter2&user=me",
+    ],
+)
+def test_no_password_of_a_database_is_shown(watched, url):
+    settings = load_settings({"watch": [watched], "database": url})
+    shown = settings.model_dump(mode="json")["database"]
+    (line,) = problems({"watch": [watched], "database": url.replace("postgresql", "mysql")})
+    for text in (shown, line):
+        assert "***" in text and "ter2" not in text
+    assert settings.database == url

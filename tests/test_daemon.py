@@ -3,9 +3,10 @@
 import json
 import signal
 
+import httpx
 import numpy as np
 import pytest
-from daemon_process import DaemonProcess, ask, copy_database, edit, mask_hashes, tree_of, until
+from daemon_process import QUICK, DaemonProcess, ask, copy_database, edit, mask_hashes, tree_of, until
 from digits import PIXELS, draw, drop, held_out
 
 from supsupd.client import DaemonError
@@ -328,3 +329,23 @@ def test_a_state_that_would_give_wrong_answers_refuses_to_start(daemon, tmp_path
     assert lines[0].startswith(f"supsupd: {said}")
     assert (ask(other.state, "SELECT * FROM mask_version"), tree_of(other.watch)) == before
     assert not other.socket.exists()
+
+
+def test_a_daemon_that_drains_says_that_it_ends_and_answers_all_else_as_before(tmp_path):
+    with DaemonProcess(tmp_path, config=QUICK + "[serving]\ndrain_seconds = 2.0\n") as daemon:
+        for turn in range(4):
+            daemon.drop(f"{turn}", **draw(TASKS["A"], turn))
+        daemon.start().wait()
+        transport = httpx.HTTPTransport(uds=str(daemon.socket))
+        with httpx.Client(transport=transport, base_url="http://supsupd") as http:
+            others = ["/v2", "/v2/models/supsup", "/v2/models/supsup/ready", "/v2/models/supsup/config", "/v1/tasks"]
+            before = {path: http.get(path).json() for path in others}
+            daemon.process.send_signal(signal.SIGTERM)
+            until(lambda: http.get("/readyz").status_code == 503)
+            for path in ("/readyz", "/v2/health/ready"):
+                told = http.get(path)
+                assert (told.status_code, told.headers["retry-after"]) == (503, "1")
+                assert told.json() == {"error": "shutting_down: the daemon is about to end"}
+            assert {path: http.get(path).json() for path in others} == before
+            assert "supsupd_ready 0.0" in http.get("/metrics").text.splitlines()
+        assert daemon.process.wait(10) == 0

@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 
 import grpc
 import pytest
@@ -65,6 +66,15 @@ def outcome(call, name):
     return Code.OK
 
 
+@pytest.mark.parametrize("given", HEADERS)
+def test_that_there_is_no_such_method_is_told_only_to_who_is_known(given, doors):
+    target, headers = doors
+    with Caller(target, *headers[given]) as call:
+        for method in ("/inference.GRPCInferenceService/Nothing", "/another.Service/Check"):
+            with refused(Code.UNIMPLEMENTED if given in ROLES else Code.UNAUTHENTICATED):
+                call.channel.unary_unary(method)(b"", timeout=20, metadata=call.metadata)
+
+
 def test_a_stream_asks_for_its_role(doors):
     target, headers = doors
     for given in HEADERS:
@@ -74,6 +84,20 @@ def test_a_stream_asks_for_its_role(doors):
             else:
                 with refused(Code.UNAUTHENTICATED, "unauthenticated"):
                     next(call.stream([infer_request()]))
+
+
+def test_a_stream_of_a_stranger_is_refused_before_it_has_said_anything(doors):
+    target, headers = doors
+    silent = threading.Event()
+
+    def nothing():
+        silent.wait(20)
+        yield infer_request()
+
+    for given in REFUSED:
+        with Caller(target, *headers[given]) as call, refused(Code.UNAUTHENTICATED, "unauthenticated"):
+            next(call.stream(nothing()))
+    silent.set()
 
 
 def test_a_reader_of_log_settings_changes_none(doors):

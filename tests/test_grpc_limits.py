@@ -16,7 +16,7 @@ from grpc_served import SERVICE, Caller, Served, infer_request, refused
 from ports import free_ports
 from tiny_engine import TinyEngine
 
-from supsupd.serving.grpc.server import MOST_WATCHERS
+from supsupd.serving.grpc.health import MOST_WATCHERS, NAME
 
 Code = grpc.StatusCode
 HEAVY = np.ones((8, 4))  # more rows than the engine answers in the loop's own thread
@@ -76,7 +76,7 @@ def test_a_request_whose_own_deadline_is_over_is_not_computed(blocked, path, thr
     assert len(blocked.answered_in) == 1
 
 
-@pytest.mark.parametrize("method", ["ModelInfer", "ServerLive"])
+@pytest.mark.parametrize("method", [f"{SERVICE}/ModelInfer", f"{SERVICE}/ServerLive", f"{NAME}/Check", f"{NAME}/Watch"])
 def test_a_request_that_does_not_come_is_cut(method, engine, path):
     def nothing():
         ended.wait(20)
@@ -84,7 +84,7 @@ def test_a_request_that_does_not_come_is_cut(method, engine, path):
 
     ended = threading.Event()
     with Served(engine, path, body_seconds=1.0) as served, Caller(*served.targets()) as call:
-        slow = call.channel.stream_unary(f"/{SERVICE}/{method}")
+        slow = call.channel.stream_unary(f"/{method}")
         with refused(Code.DEADLINE_EXCEEDED, "did not come within 1 s"):
             slow(nothing(), timeout=20)
         ended.set()
@@ -200,6 +200,39 @@ def test_those_who_watch_the_health_are_told_of_changes(engine, path):
         served.front.draining = True
         assert next(states).status == NOT_SERVING
         states.cancel()
+
+
+def test_who_watches_the_health_hears_of_changes_after_another_has_left(engine, path):
+    with Served(engine, path) as served, Caller(*served.targets()) as call:
+        watch = health_pb2_grpc.HealthStub(call.channel).Watch
+        states, other = (watch(health_pb2.HealthCheckRequest(), timeout=20) for _ in range(2))
+        assert (next(states).status, next(other).status) == (SERVING, SERVING)
+        other.cancel()
+        until(lambda: served.service.health.watchers == 1)
+        served.front.draining = True
+        assert next(states).status == NOT_SERVING
+        states.cancel()
+
+
+def test_who_watches_the_health_hears_of_the_end(engine, path):
+    with Served(engine, path) as served, Caller(*served.targets()) as call:
+        states = health_pb2_grpc.HealthStub(call.channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        assert next(states).status == SERVING
+        assert served.server.stop(8.0)
+        assert [state.status for state in states] == [NOT_SERVING]
+
+
+def test_the_health_of_what_there_is_not_is_unknown(engine, path):
+    with Served(engine, path) as served, Caller(*served.targets()) as call:
+        health = health_pb2_grpc.HealthStub(call.channel)
+        asked = health_pb2.HealthCheckRequest(service="another.Service")
+        with refused(Code.NOT_FOUND, "unknown_service"):
+            health.Check(asked, timeout=20)
+        states = health.Watch(asked, timeout=20)
+        assert next(states).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        states.cancel()
+        with refused(Code.INVALID_ARGUMENT, "bad_request"):
+            call.channel.unary_unary(f"/{NAME}/Check")(b"\xff", timeout=20)
 
 
 def test_those_who_watch_the_health_leave_room_for_others(engine, path):

@@ -6,6 +6,7 @@ import socket
 import stat
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -393,3 +394,23 @@ def test_a_stop_does_not_wait_for_ever_for_a_request_that_does_not_end(path):
         assert time.monotonic() - began < 15  # half of what the engine takes
         asking.join(30)
         engine.gate.set()
+
+
+def test_whoever_waits_for_a_batch_to_be_taken_keeps_nobody_else_from_an_answer(engine, path):
+    taken, crowd = threading.Event(), 100
+
+    def submit(name, *_):
+        taken.wait(30)
+        return {"batch": 1, "state": "staged", "sha256": name}
+
+    engine.submit = submit
+    with serving(engine, path) as server, ThreadPoolExecutor(crowd) as threads:
+        waiting = [threads.submit(ask, path, "POST", f"/v1/batches?name={n}", content=b"x") for n in range(crowd)]
+        try:
+            until(lambda: server.open_connections == crowd)
+            many = np.ones((20_000, INPUTS), np.float32)  # too many to be decoded in the loop
+            for method, url, body in (("GET", "/v1/status", None), ("POST", INFER, infer(many))):
+                assert ask(path, method, url, json=body, timeout=10).status_code == 200
+        finally:
+            taken.set()
+        assert {done.result().status_code for done in waiting} == {202}

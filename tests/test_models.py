@@ -302,6 +302,7 @@ def test_what_is_about_to_end_is_not_ready_and_its_models_still_answer(engine):
     front.draining = True
     assert not models.is_server_ready()
     assert asyncio.run(models.infer("task-2", "", request(ROWS))).model_version == "3"
+    assert asyncio.run(models.is_ready("supsup"))
 
 
 def test_a_raw_body_alone_is_one_row(served, engine):

@@ -198,6 +198,8 @@ def test_every_answer_is_as_described(conversation, tmp_path):
         ):
             assert ask("POST", base + "/infer", 200, query(x), model=model, **given).json()["id"] == "q"
             assert ask("POST", base + "/infer", 200, query(x, binary_data_output=True), model=model, **given).content
+            shared = {"inputs": [{"name": "x", "parameters": {"shared_memory_region": "r"}}]}
+            ask("POST", base + "/infer", 501, shared, model=model, **given)
             for path in ("", "/ready", "/config", "/stats"):
                 ask("GET", base + path, model=model, **given)
     ask("POST", "/v2/repository/index")

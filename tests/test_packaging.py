@@ -8,11 +8,16 @@ import warnings
 from pathlib import Path
 
 import pytest
+from daemon_process import BIN, DaemonProcess
+from digits import draw
+from syscalls import require_strace
 
 from supsupd.config import load_settings
 
 PACKAGING = Path(__file__).parent.parent / "packaging"
 MOST_EXPOSED = 2.0
+MAY_FAIL = {"mbind"}
+"""Advice to a machine with several memories; whoever gives it goes on without."""
 
 
 def analyze(*arguments):
@@ -37,6 +42,41 @@ def test_the_service_is_hardly_exposed():
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr
     (level,) = re.findall(r"exposure level for supsupd.service: ([\d.]+)", result.stdout)
     assert float(level) <= MOST_EXPOSED
+
+
+def test_what_the_daemon_asks_of_the_system_its_unit_allows(tmp_path):
+    require_strace()
+    refused = system_calls("@known") - allowed_calls(PACKAGING / "supsupd.service") - MAY_FAIL
+    trace = tmp_path / "trace"
+    watched = ",".join(f"?{name}" for name in sorted(refused))
+    strace = f"strace -D -f -qq --seccomp-bpf -e signal=none -e trace={watched} -o {trace}"
+    traced = tmp_path / "supsupd"
+    traced.write_text(f'#!/bin/sh\nexec {strace} {BIN}/supsupd "$@"\n')
+    traced.chmod(0o700)
+    flags = ["--grpc-socket", tmp_path / "grpc.sock"]
+    with DaemonProcess(tmp_path / "daemon", *flags, programs=tmp_path) as daemon:
+        daemon.drop("0", **draw(0, 0))
+        daemon.start().wait()
+        assert daemon.stop() == 0
+    assert trace.read_text() == ""
+
+
+def system_calls(*names):
+    """Those that are named, and those of the groups (@...) that are."""
+    groups = [name for name in names if name.startswith("@")]
+    listed = analyze("syscall-filter", *groups).stdout if groups else ""
+    members = [line.strip() for line in listed.splitlines() if line.startswith(" ") and "#" not in line]
+    alone = {name for name in names if not name.startswith("@")}
+    return alone | (system_calls(*members) if members else set())
+
+
+def allowed_calls(unit):
+    """What the lines `SystemCallFilter=` of a service leave, in their order."""
+    allowed = system_calls("@default")
+    for sign, names in re.findall(r"^SystemCallFilter=(~?)(.*)$", unit.read_text(), re.MULTILINE):
+        calls = system_calls(*names.split())
+        allowed = allowed - calls if sign else allowed | calls
+    return allowed
 
 
 def test_the_configuration_that_is_shown_can_be_used(tmp_path):

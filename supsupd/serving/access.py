@@ -27,6 +27,7 @@ OWN_HOSTS = frozenset(("localhost", "127.0.0.1", "[::1]"))
 EVERY_ADDRESS = frozenset(("0.0.0.0", "[::]"))  # noqa: S104 - as a name of ours it would be anybody's
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _BEARER = re.compile(r"Bearer +(\S+)", re.IGNORECASE)
+_MAPPED = "::ffff:"  # before an IPv4 address that came in on a socket of IPv6
 _PORT = re.compile(r":\d{1,5}$")
 
 log = structlog.get_logger("supsupd.serving")
@@ -198,7 +199,9 @@ class Guard:
         if CALLER in state:
             return
         hosts, address = _header(scope, b"host"), scope.get("server")
-        self.access.check_host(hosts[0] if len(hosts) == 1 else None, address and _host_name(address[0]))
+        self.access.check_host(
+            hosts[0] if len(hosts) == 1 else None, address and _host_name(address[0].removeprefix(_MAPPED))
+        )
         if scope["path"] not in self.open_paths:
             authorizations = _header(scope, b"authorization")
             state[CALLER] = self.access.caller_of_token(authorizations[0] if len(authorizations) == 1 else None)

@@ -73,6 +73,15 @@ class NoModelYet(EngineError):
         super().__init__(f"no_model_yet: {text}")
 
 
+class ShuttingDown(EngineError):
+    """The daemon is about to end."""
+
+    status = 503
+
+    def __init__(self) -> None:
+        super().__init__("shutting_down: the daemon is about to end")
+
+
 class TaskUnknown(EngineError):
     """There is no task with this id."""
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
 
 from supsupd.config import ServingSettings
 from supsupd.serving.batching import Batcher, Pass
-from supsupd.serving.engine import Engine, EngineError, Prediction, Question
+from supsupd.serving.engine import Engine, EngineError, NoModelYet, Prediction, Question, ShuttingDown
 from supsupd.serving.metrics import Metrics
 from supsupd.serving.oip.statistics import Statistics
+
+PATIENT = 32
+"""How many may wait at a time for what is slow."""
+T = TypeVar("T")
 
 
 class Front:
@@ -27,6 +35,18 @@ class Front:
         self.batcher = Batcher(engine, lambda: self.limits)
         self.statistics = Statistics()
         self.metrics = Metrics(self)
+        self._patient = anyio.CapacityLimiter(PATIENT)
+
+    def problem(self) -> EngineError | None:
+        """Why no more queries should be sent here; None: they may be."""
+        if self.draining:
+            return ShuttingDown()
+        return None if self.engine.ready() else NoModelYet()
+
+    async def patiently(self, work: Callable[..., T], *given: object) -> T:
+        """What comes of work that waits for the decoder, the disk or the learning thread. It has threads of its own:
+        however many wait so, those that queries need are free."""
+        return await anyio.to_thread.run_sync(work, *given, limiter=self._patient)
 
     async def infer(
         self, question: Question, timeout: float | None = None, taken: Callable[[Pass], None] | None = None

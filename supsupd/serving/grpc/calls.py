@@ -21,9 +21,10 @@ from supsupd.serving.access import Access, Caller
 from supsupd.serving.engine import DeadlineExceeded, EngineError
 from supsupd.serving.front import Front
 from supsupd.serving.grpc.messages import MESSAGE
-from supsupd.serving.grpc.methods import Call, Method, Methods
+from supsupd.serving.grpc.methods import Call, Method, Methods, refuse_method
 from supsupd.serving.http.refusals import RETRY_SECONDS
 from supsupd.serving.http.requests import HEADER, id_of_request
+from supsupd.serving.metrics import NO_ROUTE
 from supsupd.serving.oip.strict_json import ProtocolError
 
 CODES = {
@@ -89,6 +90,11 @@ class Calls:
         }
         return {**handlers, STREAM: grpc.stream_stream_rpc_method_handler(self._stream)}
 
+    def of_nothing(self) -> grpc.GenericRpcHandler:
+        """Of the methods that there are not, for behind all others: who is unknown learns not even that."""
+        method = Method(refuse_method)
+        return _Any(grpc.stream_unary_rpc_method_handler(partial(self._answer, NO_ROUTE, method)))
+
     def end(self) -> None:
         """Calls that begin now are refused, and streams that wait for their client end; what runs is still answered."""
         self._ending.set_result(None)
@@ -97,11 +103,12 @@ class Calls:
         with self._counted(name, context) as outcome:
             try:
                 call = self._let_in(context, method.role)
-                response: bytes = (await method.answer(await self._read(context), call)).SerializeToString()
+                payload = await read_message(context, self._front.limits.body_seconds)
+                response: bytes = (await method.answer(payload, call)).SerializeToString()
                 outcome.code = grpc.StatusCode.OK
                 return response
             except Exception as error:  # noqa: BLE001 - the edge: whatever it is, the caller is told in our words
-                outcome.code, outcome.text = _refusal(name, error)
+                outcome.code, outcome.text = refusal(name, error)
         return await context.abort(outcome.code, outcome.text, outcome.trailers())  # raises
 
     async def _stream(self, _: object, context: Context) -> None:
@@ -118,7 +125,7 @@ class Calls:
                 outcome.code = grpc.StatusCode.OK
                 return
             except Exception as error:  # noqa: BLE001 - as above
-                outcome.code, outcome.text = _refusal(STREAM, error)
+                outcome.code, outcome.text = refusal(STREAM, error)
             finally:
                 reading.cancel()
         await context.abort(outcome.code, outcome.text, outcome.trailers())
@@ -127,6 +134,7 @@ class Calls:
         self, context: Context, answers: asyncio.Queue[asyncio.Task[bytes] | None], room: asyncio.Semaphore
     ) -> None:
         try:
+            self._let_in(context, "predict")  # else a stranger could keep a call's place by saying nothing
             while await room.acquire() and (payload := await self._next(context)) is not grpc.aio.EOF:
                 call = self._let_in(context, "predict")  # for each: a token may have been revoked
                 answers.put_nowait(asyncio.create_task(self._stream_answer(payload, call)))
@@ -140,7 +148,7 @@ class Calls:
             told.parameters["triton_final_response"].bool_param = True  # each request has one answer
             response = MESSAGE["ModelStreamInferResponse"](infer_response=told)
         except Exception as error:  # noqa: BLE001 - as above
-            response = MESSAGE["ModelStreamInferResponse"](error_message=_refusal(STREAM, error)[1])
+            response = MESSAGE["ModelStreamInferResponse"](error_message=refusal(STREAM, error)[1])
         answer: bytes = response.SerializeToString()
         return answer
 
@@ -177,19 +185,6 @@ class Calls:
         given = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
         return self._access.caller_of_token(given[0] if len(given) == 1 else None)
 
-    async def _read(self, context: Context) -> bytes:
-        """The one message of a call."""
-        seconds = self._front.limits.body_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                payload = await context.read()
-        except TimeoutError:
-            raise EngineError(f"the request did not come within {seconds:g} s", 408) from None
-        if payload is grpc.aio.EOF:
-            raise ProtocolError("bad_request: expected a message")
-        message: bytes = payload
-        return message
-
     async def _write(self, context: Context, message: bytes) -> None:
         """One of the messages of a stream."""
         seconds = self._front.limits.write_seconds
@@ -209,11 +204,34 @@ class Calls:
         raise _ending()
 
 
+class _Any(grpc.GenericRpcHandler):
+    """One handler for whatever is called."""
+
+    def __init__(self, handler: grpc.RpcMethodHandler) -> None:
+        self._handler = handler
+
+    def service(self, _: object) -> grpc.RpcMethodHandler:
+        return self._handler
+
+
+async def read_message(context: Context, seconds: float) -> bytes:
+    """The one message of a call. Raises EngineError 408 where it does not come in time, and ProtocolError."""
+    try:
+        async with asyncio.timeout(seconds):
+            payload = await context.read()
+    except TimeoutError:
+        raise EngineError(f"the request did not come within {seconds:g} s", 408) from None
+    if payload is grpc.aio.EOF:
+        raise ProtocolError("bad_request: expected a message")
+    message: bytes = payload
+    return message
+
+
 def _ending() -> EngineError:
     return EngineError("shutting_down: the daemon takes no more requests", 503)
 
 
-def _refusal(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
+def refusal(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a caller is told of an error; of one that is a bug of ours, nothing."""
     if isinstance(error, DeadlineExceeded):
         return grpc.StatusCode.DEADLINE_EXCEEDED, error.text

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from supsupd.choices import Role
 from supsupd.serving.access import Caller
+from supsupd.serving.engine import EngineError
 from supsupd.serving.grpc.codec import decode_parameters, decode_request, encode_answer
 from supsupd.serving.grpc.messages import MESSAGE
 from supsupd.serving.oip.loading import ExtensionNotSupported
@@ -145,6 +146,10 @@ class Methods:
 
 async def _refuse_extension(payload: bytes, call: Call) -> Any:
     raise ExtensionNotSupported("shared memory and trace settings are not served")
+
+
+async def refuse_method(payload: bytes, call: Call) -> Any:
+    raise EngineError("unimplemented: there is no such method", 501)
 
 
 def _decode(name: str, payload: bytes) -> Any:

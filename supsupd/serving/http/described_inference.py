@@ -103,7 +103,7 @@ def _model(path: str) -> dict[str, Operation]:
             path=MODEL,
             headers={"Inference-Header-Content-Length": {"type": "integer", "minimum": 0}},
             body={JSON: QUERY, BYTES: BINARY},
-            errors=(409, 429),
+            errors=(409, 429, 501),
         ),
     }
 

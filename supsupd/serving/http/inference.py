@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from supsupd.serving.access import GuardedRoute, caller_of
-from supsupd.serving.engine import ExtensionNotSupported, NoModelYet
+from supsupd.serving.engine import ExtensionNotSupported
 from supsupd.serving.front import Front
-from supsupd.serving.http.bodies import CODINGS, JsonAnswer, compressed, error_answer, read_body
+from supsupd.serving.http.bodies import CODINGS, JsonAnswer, compressed, read_body
 from supsupd.serving.oip import protocol
 from supsupd.serving.oip.models import LIGHT_BYTES, LIGHT_TEXT, Models
 from supsupd.serving.oip.protocol import InferAnswer, InferRequest, ProtocolError
@@ -67,10 +67,8 @@ class Inference:
         return JsonAnswer({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        if self.front.draining:
-            return error_answer(503, "shutting down")
-        if not self.models.is_server_ready():
-            raise NoModelYet
+        if (problem := self.front.problem()) is not None:
+            raise problem
         return JsonAnswer({"ready": True})
 
     async def model_ready(self, request: Request) -> Response:

@@ -5,7 +5,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from supsupd.serving.access import GuardedRoute
-from supsupd.serving.engine import NoModelYet
 from supsupd.serving.front import Front
 from supsupd.serving.http.bodies import JsonAnswer
 
@@ -33,6 +32,6 @@ class Monitoring:
         return JsonAnswer({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        if self.front.draining or not self.front.engine.ready():
-            raise NoModelYet
+        if (problem := self.front.problem()) is not None:
+            raise problem
         return JsonAnswer({"ready": True})

@@ -67,28 +67,28 @@ class Native:
 
     async def rename(self, request: Request) -> Response:
         name = await self._value(request, "name", str)
-        return JsonAnswer(await run_in_threadpool(self.engine.rename, _reference(request), name))
+        return JsonAnswer(await self.front.patiently(self.engine.rename, _reference(request), name))
 
     async def retire(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.retire, _reference(request), caller_of(request).name))
+        return JsonAnswer(await self.front.patiently(self.engine.retire, _reference(request), caller_of(request).name))
 
     async def reopen(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.reopen, _reference(request), caller_of(request).name))
+        return JsonAnswer(await self.front.patiently(self.engine.reopen, _reference(request), caller_of(request).name))
 
     async def merge(self, request: Request) -> Response:
         other = await self._value(request, "other", int, str)
         by = caller_of(request).name
-        return JsonAnswer(await run_in_threadpool(self.engine.merge, _reference(request), other, by))
+        return JsonAnswer(await self.front.patiently(self.engine.merge, _reference(request), other, by))
 
     async def split(self, request: Request) -> Response:
         batch = await self._value(request, "from", int)
         by = caller_of(request).name
-        return JsonAnswer(await run_in_threadpool(self.engine.split, _reference(request), batch, by))
+        return JsonAnswer(await self.front.patiently(self.engine.split, _reference(request), batch, by))
 
     async def rollback(self, request: Request) -> Response:
         version = await self._value(request, "to", int)
         by = caller_of(request).name
-        return JsonAnswer(await run_in_threadpool(self.engine.rollback, _reference(request), version, by))
+        return JsonAnswer(await self.front.patiently(self.engine.rollback, _reference(request), version, by))
 
     async def history(self, request: Request) -> Response:
         return JsonAnswer(await run_in_threadpool(self.engine.history, _reference(request)))
@@ -102,10 +102,10 @@ class Native:
         return JsonAnswer(await run_in_threadpool(self.engine.batch, reference))
 
     async def retry(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.retry, _batch_id(request)), status_code=202)
+        return JsonAnswer(await self.front.patiently(self.engine.retry, _batch_id(request)), status_code=202)
 
     async def drop(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.drop, _batch_id(request)))
+        return JsonAnswer(await self.front.patiently(self.engine.drop, _batch_id(request)))
 
     async def rejected(self, request: Request) -> Response:
         limit = _limit(_query(request, "limit"))
@@ -115,7 +115,7 @@ class Native:
         return JsonAnswer(await run_in_threadpool(self.engine.sources))
 
     async def accept_gap(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.accept_gap, request.path_params["source"]))
+        return JsonAnswer(await self.front.patiently(self.engine.accept_gap, request.path_params["source"]))
 
     async def _value(self, request: Request, key: str, *kinds: type) -> Any:
         """The one value of a body {key: value}."""
@@ -142,11 +142,11 @@ class Native:
             raise BadInput(f"bad_request: expected an Idempotency-Key of 1 to {MAX_NAME} printable characters")
         media_type = request.headers.get("content-type")
         payload = await read_body(request, self.front.limits)
-        staged = await run_in_threadpool(self.engine.submit, name, payload, media_type, key)
+        staged = await self.front.patiently(self.engine.submit, name, payload, media_type, key)
         return JsonAnswer(staged, status_code=202)
 
     async def reservoir(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.reservoir))
+        return JsonAnswer(await self.front.patiently(self.engine.reservoir))
 
     async def scan(self, request: Request) -> Response:
         return JsonAnswer(await run_in_threadpool(self.engine.scan))

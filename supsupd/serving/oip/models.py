@@ -54,7 +54,7 @@ class Models:
 
     def is_server_ready(self) -> bool:
         """Whether it can predict, and is not about to end."""
-        return not self.front.draining and self.engine.ready()
+        return self.front.problem() is None
 
     def check_name(self, name: str, version: str = "") -> None:
         """Raises EngineError 404 for what can't be a model's name or version, before anything is read."""
@@ -123,9 +123,9 @@ class Models:
             return
         model = await self._task_model(task, wanted)
         if model.retired:
-            await run_in_threadpool(self.engine.reopen, task, by)
+            await self.front.patiently(self.engine.reopen, task, by)
         if wanted not in (None, model.versions[-1]):
-            await run_in_threadpool(self.engine.rollback, task, wanted, by)
+            await self.front.patiently(self.engine.rollback, task, wanted, by)
         elif model.served is None and not model.retired:
             raise NotLoaded(model)
 
@@ -136,7 +136,7 @@ class Models:
             raise ProtocolError(f"bad_request: {MODEL_NAME} can't be unloaded; unload a task's model")
         model = await self._task_model(task)
         if not model.retired:
-            await run_in_threadpool(self.engine.retire, task, by)
+            await self.front.patiently(self.engine.retire, task, by)
 
     def log_settings(self, changes: Mapping[str, Any] | None = None, by: str | None = None) -> dict[str, Any]:
         """Which lines are logged, after these changes; `by`: who asks."""
