@@ -100,6 +100,7 @@ class KafkaSource(BrokerSource):
             "socket.timeout.ms": max(int(1000 * settings.timeout_seconds), 1000),
             "reconnect.backoff.ms": 500,
             "fetch.wait.max.ms": 100,  # so soon the broker says that a partition has no more
+            "fetch.queue.backoff.ms": 10,  # how long a full queue is left alone: the client would wait a second
             "error_cb": self._failed,
         }
         if settings.username is not None:
