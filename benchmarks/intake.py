@@ -181,7 +181,7 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     started = time.monotonic()
     rows = list(run(options.batches, options.seed, options.folder))
-    command = " ".join(["python", "benchmarks/intake.py", *sys.argv[1:]])
+    command = f"python benchmarks/intake.py --batches {options.batches}"
     result = report({"measures": rows}, "intake", command, options.seed, time.monotonic() - started)
     if options.json:
         print(json.dumps(result))
