@@ -120,8 +120,8 @@ class DaemonProcess:
         """A file that comes after all that were dropped before."""
         return digits.drop(self.watch / f"{name}.npz", next(self._turns), **arrays)
 
-    def wait(self):
-        self.client.wait(WAIT_SECONDS)
+    def wait(self, seconds=WAIT_SECONDS):
+        self.client.wait(seconds)
         return self
 
     def row(self, name):
