@@ -10,13 +10,15 @@ from collections import Counter
 
 import pytest
 from credentials import Credentials
-from daemon_process import STOP_SECONDS, until
+from daemon_process import until
 from forked_daemon import ForkedDaemon, Nursery
 from ports import free_ports
 from raw_http import LIVE, Door, good_client, open_door, read_all, read_answer
 from served_process import ServedProcess, light_nursery
 from tiny_engine import INPUTS, TinyEngine
 
+PROMISED_SECONDS = 10
+"""In which it ends, whatever it was doing."""
 INFER = "/v2/models/supsup/infer"
 READY = "/v2/health/ready"
 ROW = b'{"inputs":[{"name":"x","shape":[1,%d],"datatype":"FP32","data":[%s]}]}' % (INPUTS, b",".join([b"1"] * INPUTS))
@@ -65,7 +67,7 @@ def test_while_it_drains_a_server_answers_but_is_not_ready(nursery, tmp_path, ki
             answer = ask(connection, stream, door.post(ROW))
             assert (answer.status, answer.headers["connection"]) == (200, "close")
             assert read_answer(stream) is None
-        assert served.child.wait(STOP_SECONDS) == 0
+        assert served.child.wait(PROMISED_SECONDS) == 0
         with pytest.raises(OSError):
             door.connect()
     finally:
@@ -196,7 +198,7 @@ def test_whatever_the_moment_of_the_end_each_request_is_answered_or_refused(nurs
             with Load([served.unix, served.tcp]) as load:
                 until(lambda load=load: load.outcomes)
                 time.sleep(moments.uniform(0, LOAD_SECONDS))  # the moment, which is not waited for
-                assert served.stop(signal.SIGTERM, STOP_SECONDS) == 0
+                assert served.stop(signal.SIGTERM, PROMISED_SECONDS) == 0
             assert load.failures == []
             accepted = {int(query.removeprefix("n=")) for query in served.accepted()}
             assert accepted <= load.of("answered", "refused"), "taken up and never answered"
