@@ -91,17 +91,19 @@ def renew(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> None:
     known = rows()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", choices=[*known, []], help=f"some of {', '.join(known)}; default: all")
-    parser.add_argument("--runs", type=int, help="how often; default: as in the table")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"some of {', '.join(known)}; default: all")
+    parser.add_argument("--runs", type=int, help="how often, and print only; default: as in the table, written there")
     parser.add_argument("--seed", type=int, default=20_260_101)
     parser.add_argument("--dry", action="store_true", help="print only, write nothing")
     options = parser.parse_args()
+    if unknown := [name for name in options.rows if name not in known]:
+        parser.error(f"there is no row {unknown[0]}; expected some of {', '.join(known)}")
     configure(level="error")
     measured = {}
     for name in options.rows or known:
         row = known[name]
         measured[name] = measure(name, row, options.runs or row.runs, options.seed)
-        if not options.dry:
+        if not options.dry and options.runs is None:
             # Read only now: another row may have been measured meanwhile.
             kept = (json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.exists() else {}) | measured
             _write({name: kept[name] for name in known if name in kept}, options.seed)

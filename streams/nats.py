@@ -13,7 +13,7 @@ import structlog
 from streams.batch import Gap
 from streams.broker import FOREIGN, BrokerSource, Held, Message, address_of, client_library, item_of
 from streams.loops import LoopThread
-from streams.nats_consumer import NatsSettings, consumer_of, losing_limits, stream_of
+from streams.nats_consumer import NatsSettings, consumer_of, first_after, losing_limits, stream_of
 from streams.source import SourceUnavailable
 
 __all__ = ["NatsSettings", "NatsSource"]
@@ -120,6 +120,7 @@ class NatsSource(BrokerSource):
             return
         consumer = await consumer_of(self._streams, self._settings, self._where, stream, self._read())
         self._recall(stream, consumer)
+        await self._look_for_foreign(stream, consumer)
         self._asked_until = 0.0
         self._reply = client.new_inbox()
         await client.subscribe(f"{self._reply}.*", cb=self._received)
@@ -155,7 +156,6 @@ class NatsSource(BrokerSource):
         self._patience = 1.1 * (consumer.config.ack_wait or 30.0) + 0.1
         self._rounds = MAX_ROUNDS
         self._expect(unknown if self._delivered > self._read() else 0)
-        self._look_for_foreign(stream, consumer)
         if self._settings.subject is not None and self._delivered >= stream.state.first_seq:
             # The consumer has passed these, so that what is missing behind it was of other subjects.
             self._horizon = max(self._horizon, stream.state.first_seq - 1)
@@ -209,11 +209,14 @@ class NatsSource(BrokerSource):
             doubt = "may be lost" if self._settings.subject is not None else "are lost"
             self._miss(f"messages {read + 1} to {first - 1} {doubt}: the broker removed them unread", first - 1)
 
-    def _look_for_foreign(self, stream: Any, consumer: Any) -> None:
+    async def _look_for_foreign(self, stream: Any, consumer: Any) -> None:
         """What is acknowledged beyond the cursor is in another store: that from which ours was backed up."""
         read, floor = max(self._read(), stream.state.first_seq - 1), consumer.ack_floor.stream_seq
-        if self._key in self._cursors and floor > read:
-            self._miss(f"messages {read + 1} to {floor} {FOREIGN}", floor)
+        if self._key not in self._cursors or floor <= read:
+            return
+        first = await first_after(self._streams, self._settings, read)
+        if first is not None and first <= floor:  # else the broker has only passed what is not for us
+            self._miss(f"messages {first} to {floor} {FOREIGN}", floor)
 
     def _accepted(self, gap: Gap) -> None:
         self._horizon = int(gap.position)

@@ -69,6 +69,17 @@ async def consumer_of(streams: Any, settings: NatsSettings, where: str, stream: 
     return found
 
 
+async def first_after(streams: Any, settings: NatsSettings, sequence: int) -> int | None:
+    """The number of the first message behind this one that is for us; None: there is none."""
+    from nats.js.errors import NotFoundError
+
+    try:
+        found = await streams.get_msg(settings.stream, sequence + 1, settings.subject or ">", next=True)
+    except NotFoundError:
+        return None
+    return int(found.seq)
+
+
 def losing_limits(stream: Any) -> list[str]:
     """The limits by which the stream may throw away what nobody has read yet."""
     from nats.js.api import DiscardPolicy

@@ -6,6 +6,7 @@ the main thread waits for a signal.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -207,6 +208,8 @@ class Daemon:
         for progress in intake.progress:
             self._run_thread(f"source {progress.source.name}", intake.loop, progress, self._stopping)
         self._run_thread(LEARNING, self._learn, worker)
+        gc.collect()
+        gc.freeze()  # what is there now stays: looking through it again and again holds everything up
         log.info(
             "ready",
             listening=server.addresses,

@@ -151,6 +151,18 @@ def test_other_subjects_make_no_gap(bench, opened):
     assert [type(item) for item in opened(cursors_of(items), subject=f"{bench.stream}.mine").iter_arrivals()] == []
 
 
+def test_other_subjects_that_the_broker_has_passed_make_no_gap(bench, opened):
+    subject = f"{bench.stream}.mine"
+    source = opened(subject=subject)
+    publish(bench, [0], subject="mine")
+    (first,) = source.iter_arrivals()
+    publish(bench, range(50), subject="other")
+    assert list(source.iter_arrivals()) == [first]  # the broker has looked through the others meanwhile
+    source.acknowledge([first])
+    source.close()
+    assert list(opened(cursors_of([first]), subject=subject).iter_arrivals()) == []
+
+
 def test_what_was_acknowledged_beyond_the_cursor_is_a_gap(bench, opened):
     publish(bench, range(6))
     source = opened()
