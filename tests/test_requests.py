@@ -15,7 +15,12 @@ from supsupd import logs
 
 
 @pytest.fixture
-def asked(tmp_path, monkeypatch):
+def engine():
+    return tiny_engine.TinyEngine()
+
+
+@pytest.fixture
+def asked(engine, tmp_path, monkeypatch):
     """(a client of a server, what was logged so far): at level debug."""
     path, stderr, root = tmp_path / "s", io.StringIO(), logging.getLogger()
     monkeypatch.setattr(sys, "stderr", stderr)
@@ -23,7 +28,7 @@ def asked(tmp_path, monkeypatch):
     logs.configure("json", "debug")
     try:
         with (
-            tiny_engine.serving(tiny_engine.TinyEngine(), path),
+            tiny_engine.serving(engine, path),
             httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://supsupd") as http,
         ):
             yield http, lambda: [json.loads(line) for line in stderr.getvalue().splitlines()]
@@ -65,6 +70,14 @@ def test_a_crash_names_the_request_to_whoever_asked_and_in_the_log(asked):
     assert "a bug" in next(line["exception"] for line in told if "exception" in line)
     (failed,) = (line for line in told if line["event"] == "request_failed")
     assert (failed["level"], failed["status"]) == ("warning", 500)
+
+
+def test_who_is_told_to_come_later_fills_no_log(engine, asked):
+    http, logged = asked
+    engine.weights = engine.weights[:0]
+    assert {http.get("/readyz").status_code for _ in range(20)} == {503}
+    until(lambda: sum(line.get("path") == "/readyz" for line in logged()) == 20)
+    assert {line["level"] for line in logged() if line.get("path") == "/readyz"} == {"debug"}
 
 
 def test_neither_queries_nor_headers_are_logged(asked):

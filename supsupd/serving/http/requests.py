@@ -70,7 +70,7 @@ class Requests:
         finally:
             seconds = time.perf_counter() - started
             self.metrics.count_request(state.get(ROUTE), status, seconds)
-            if status >= 500:
+            if status >= 500 and status != 503:  # that one says: later; whoever asks for the health could fill the log
                 log.warning("request_failed", **_told(scope, status, seconds))
             elif _level.isEnabledFor(logging.DEBUG):
                 log.debug("request", **_told(scope, status, seconds))
