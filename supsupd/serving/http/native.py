@@ -137,12 +137,12 @@ class Native:
         name = _query(request, "name").get("name", "")
         if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
             raise BadInput(f"bad_request: expected ?name= with 1 to {MAX_NAME} printable characters")
-        key = request.headers.get("idempotency-key")
-        if key is not None and not (1 <= len(key) <= MAX_NAME and key.isprintable()):
-            raise BadInput(f"bad_request: expected an Idempotency-Key of 1 to {MAX_NAME} printable characters")
+        keys = request.headers.getlist("idempotency-key")
+        if len(keys) > 1 or not all(1 <= len(key) <= MAX_NAME and key.isprintable() for key in keys):
+            raise BadInput(f"bad_request: expected one Idempotency-Key of 1 to {MAX_NAME} printable characters")
         media_type = request.headers.get("content-type")
         payload = await read_body(request, self.front.limits)
-        staged = await self.front.patiently(self.engine.submit, name, payload, media_type, key)
+        staged = await self.front.patiently(self.engine.submit, name, payload, media_type, keys[0] if keys else None)
         return JsonAnswer(staged, status_code=202)
 
     async def reservoir(self, request: Request) -> Response:
