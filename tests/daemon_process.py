@@ -194,6 +194,18 @@ def what_was_learned(state, ask=ask):
     }
 
 
+def without_holes(learned):
+    """The same, its batches and tasks counted anew: PostgreSQL's ids have holes where a transaction was not."""
+    batch = {row[0]: turn for turn, row in enumerate(learned["ledger"], 1)} | {None: None}
+    task = {row[0]: turn for turn, row in enumerate(learned["tasks"], 1)} | {None: None}
+    return learned | {
+        "ledger": [(batch[i], *rest, task[t], decision) for i, *rest, t, decision in learned["ledger"]],
+        "masks": [(task[t], version, batch[b], sha256) for t, version, b, sha256 in learned["masks"]],
+        "tasks": [(task[t], *rest) for t, *rest in learned["tasks"]],
+        "training": [(task[t], *rest) for t, *rest in learned["training"]],
+    }
+
+
 def tree_of(folder: Path):
     """All that can be seen of a folder's files: names, kinds, sizes, times and bytes."""
     return {

@@ -12,7 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import stores
-from daemon_process import ask, is_logged, until, what_was_learned
+from daemon_process import ask, is_logged, until, what_was_learned, without_holes
 from digits import draw
 
 from storage.backend import dump_json
@@ -104,7 +104,9 @@ def learned(target):
     if isinstance(target, Path):
         return what_was_learned(target.parent)
     with psycopg.connect(target) as connection:
-        return what_was_learned(None, lambda _, query: [_as_in_a_file(row) for row in connection.execute(query)])
+        return without_holes(
+            what_was_learned(None, lambda _, query: [_as_in_a_file(row) for row in connection.execute(query)])
+        )
 
 
 def _as_in_a_file(row):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from daemon_process import what_was_learned
+from daemon_process import what_was_learned, without_holes
 from sqlalchemy import text
 
 from storage.db import reading, verify
@@ -71,20 +71,13 @@ def violations(
 
 
 def learned_in(state: Path, store: str | None = None) -> dict[str, Any]:
-    """`what_was_learned`, of whichever store. PostgreSQL's ids have holes where a transaction was not: they are counted
-    anew."""
+    """`what_was_learned`, of whichever store."""
     if store is None:
         return what_was_learned(state)
     with reading(store) as session:
-        learned = what_was_learned(state, lambda _, query: [tuple(row) for row in session.execute(text(query))])
-    batch = {row[0]: turn for turn, row in enumerate(learned["ledger"], 1)} | {None: None}
-    task = {row[0]: turn for turn, row in enumerate(learned["tasks"], 1)} | {None: None}
-    return learned | {
-        "ledger": [(batch[i], *rest, task[t], decision) for i, *rest, t, decision in learned["ledger"]],
-        "masks": [(task[t], version, batch[b], sha256) for t, version, b, sha256 in learned["masks"]],
-        "tasks": [(task[t], *rest) for t, *rest in learned["tasks"]],
-        "training": [(task[t], *rest) for t, *rest in learned["training"]],
-    }
+        return without_holes(
+            what_was_learned(state, lambda _, query: [tuple(row) for row in session.execute(text(query))])
+        )
 
 
 def _lost(ask, accepted):
