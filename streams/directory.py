@@ -166,7 +166,8 @@ class DirectorySource:
         if settings.marker == "required" and not candidate.is_marked:
             return None
         is_whole = candidate.is_marked or sighting.is_moved(candidate)
-        quiet = sighting.quiet_seconds(candidate, by_own_clock=self._watch.remote)
+        # When the pass began: while it waits for room, a later file would become finished before an earlier one.
+        quiet = max(sighting.quiet_seconds(candidate, by_own_clock=self._watch.remote) - self._sightings.age, 0.0)
         verdict = candidate.lacks or sighting.verdict
         least = self._least_quiet(candidate, is_whole)
         if verdict or sighting.is_postponed:

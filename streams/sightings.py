@@ -62,13 +62,19 @@ class Sightings:
 
     def __init__(self) -> None:
         self._all: dict[str, Sighting] = {}
+        self._updated = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the newest `update`."""
+        return time.monotonic() - self._updated
 
     def __getitem__(self, key: str) -> Sighting:
         return self._all[key]
 
     def update(self, candidates: Iterable[Candidate], moved: set[str]) -> None:
         """Forget what is not among `candidates`. moved: paths of files and folders that were renamed into place."""
-        now = time.monotonic()
+        now = self._updated = time.monotonic()
         seen: dict[str, Sighting] = {}
         for candidate in candidates:
             state = (candidate.marked_position, candidate.folders_ns)

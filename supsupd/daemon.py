@@ -210,6 +210,7 @@ class Daemon:
         self._run_thread(LEARNING, self._learn, worker)
         gc.collect()
         gc.freeze()  # what is there now stays: looking through it again and again holds everything up
+        gc.collect()  # of nothing: how often all is looked through goes by what was left the last time
         log.info(
             "ready",
             listening=server.addresses,

@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from folders import NEVER, await_tick, npz, png, put, take, wait_for
@@ -59,6 +60,22 @@ def test_the_older_file_comes_first_and_names_decide_in_natural_order(watched, o
     put(watched / "a.npz", npz())
     names = [item.name for item in take(open_source())]
     assert names == ["z.npz", "b1.npz", "b9.npz", "b10.npz", "a.npz"]
+
+
+def test_in_a_pass_that_waits_for_room_no_later_file_comes_before_an_earlier_one(watched, open_source, monkeypatch):
+    source = open_source(DirectorySettings(settle_seconds=5))
+    for name in ("first.npz", "marked.npz", "last.npz"):
+        put(watched / name, npz())
+        await_tick()
+    put(watched / "marked.npz.done", b"")
+    ahead, monotonic, wall = [0.0], time.monotonic(), time.time()
+    clock = SimpleNamespace(monotonic=lambda: monotonic + ahead[0], time=lambda: wall + ahead[0])
+    monkeypatch.setattr("streams.sightings.time", clock)
+    arrivals = source.iter_arrivals()
+    assert next(arrivals).name == "marked.npz"
+    ahead[0] = 10.0
+    assert list(arrivals) == []
+    assert [item.name for item in source.iter_arrivals()] == ["first.npz", "marked.npz", "last.npz"]
 
 
 def test_the_suffix_says_the_form_and_nothing_is_decoded(watched, open_source):
@@ -276,6 +293,7 @@ def test_a_folder_that_is_unmounted_is_missing_until_it_is_back(tmp_path):
 UNMOUNT = """
 import subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 from folders import AT_ONCE, npz, put, take
 from streams import directory
 from streams.directory import DirectorySource
