@@ -33,7 +33,7 @@ KERNEL_ROWS = 32
 """Up to this many samples the kernel is used: on LeNet 300-100 it takes 185 µs for 32 under one mask, and the dense
 product of weights that are unpacked already 224."""
 LIGHT_WORK = 1 << 27
-"""Weights times rows that go through the kernel in a millisecond or so (LeNet 300-100: 200 rows and masks)."""
+"""Weights times rows that go through the kernel in about two milliseconds (LeNet 300-100: 400 rows and masks)."""
 DECISIVE = 7.06
 """Standard errors of a decisive lead. Student's t with 7 degrees of freedom, those of the 8 rows that are looked at
 first, exceeds it with probability 1e-4; with more rows it is rarer still."""
@@ -169,7 +169,7 @@ class Scorer:
             self._device.warm_up()
 
     def is_light(self, rows: int, masks: Sequence[Mask]) -> bool:
-        """Whether so many rows, each under one of these masks, take a millisecond at most, and nothing is read from
+        """Whether so many rows, each under one of these masks, take two milliseconds or so, and nothing is read from
         the store."""
         work = rows * self.network.architecture.weights
         return self._linear is not None and work <= LIGHT_WORK and all(mask.hot is not None for mask in masks)

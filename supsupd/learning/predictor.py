@@ -150,7 +150,7 @@ class Predictor:
         return query
 
     def is_light(self, asked: Sequence[tuple[int, Query]]) -> bool:
-        """Whether answers to queries of so many rows take a millisecond at most together, and wait for nothing."""
+        """Whether answers to queries of so many rows take two milliseconds or so together, and wait for nothing."""
         inferred = [query for _, query in asked if query.place is None]
         if any(query.method != "exact" or query.objective == "features" for query in inferred):
             return False

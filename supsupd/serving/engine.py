@@ -175,8 +175,8 @@ class Engine(Protocol):
         """
 
     def is_light(self, questions: Sequence[Question]) -> bool:
-        """Whether `predict` waits for nothing here and takes about as long as handing the questions to a thread. Must
-        be so itself."""
+        """Whether `predict` waits for nothing here and is over so soon that a thread of its own would not pay. Must be
+        so itself."""
 
     def model(self) -> dict[str, Any] | None:
         """{"input_shape": [784], "classes": [...], "label_kind": "int" | "str"}; None: no network yet."""
