@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from storage.models import CursorRow
+from storage.models import CursorRow, digest_key
 
 
 def advance(session: Session, source: str, key: str, position: str) -> None:
@@ -15,13 +15,14 @@ def advance(session: Session, source: str, key: str, position: str) -> None:
 
 def advance_all(session: Session, source: str, positions: Mapping[str, str]) -> None:
     """Record that `source` is read up to these positions, by their keys."""
-    where = (CursorRow.source == source, CursorRow.key.in_(positions))
-    known = {row.key: row for row in session.scalars(select(CursorRow).where(*where))}
+    digests = {key: digest_key(source, key) for key in positions}
+    found = session.scalars(select(CursorRow).where(CursorRow.digest.in_(digests.values())))
+    known = {row.digest: row for row in found}
     for key, position in positions.items():
-        if key in known:
-            known[key].position = position
+        if digests[key] in known:
+            known[digests[key]].position = position
         else:
-            session.add(CursorRow(source=source, key=key, position=position))
+            session.add(CursorRow(digest=digests[key], source=source, key=key, position=position))
     session.flush()
 
 
@@ -33,10 +34,11 @@ def load_cursors(session: Session, source: str) -> dict[str, str]:
 
 def find_positions(session: Session, source: str, keys: Collection[str]) -> dict[str, str]:
     """How far `source` is read for these keys; those that it never was are missing."""
-    query = select(CursorRow.key, CursorRow.position).where(CursorRow.source == source, CursorRow.key.in_(keys))
+    digests = [digest_key(source, key) for key in keys]
+    query = select(CursorRow.key, CursorRow.position).where(CursorRow.digest.in_(digests))
     return {row.key: row.position for row in session.execute(query)}
 
 
 def forget(session: Session, source: str, key: str) -> None:
     """Nothing is known of `key` any more: the source may hand it over again."""
-    session.execute(delete(CursorRow).where(CursorRow.source == source, CursorRow.key == key))
+    session.execute(delete(CursorRow).where(CursorRow.digest == digest_key(source, key)))

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import ColumnElement, CursorResult, func, select, update
 from sqlalchemy.orm import Session
 
-from storage.models import STATES, BatchRow, Kind, SightingRow, utc_now
+from storage.models import STATES, BatchRow, Kind, SightingRow, digest_key, utc_now
 
 Result = Literal["unsure", "scored", "committed", "quarantined"]
 OPEN = ("training", "unsure")  # what can still be finished
@@ -155,14 +155,17 @@ def _rejected_row(rejected: Rejected) -> BatchRow:
 
 def sight(session: Session, source: str, batches: Mapping[str, int]) -> None:
     """Record which batches the deliveries of these identities became. The database refuses an identity twice."""
-    session.add_all(SightingRow(source=source, identity=identity, batch_id=id_) for identity, id_ in batches.items())
+    session.add_all(
+        SightingRow(digest=digest_key(source, identity), source=source, identity=identity, batch_id=id_)
+        for identity, id_ in batches.items()
+    )
     session.flush()
 
 
 def find_sightings(session: Session, source: str, identities: Collection[str]) -> dict[str, int]:
     """The batches that deliveries of these identities became; what is new is not among them."""
-    row = SightingRow
-    query = select(row.identity, row.batch_id).where(row.source == source, row.identity.in_(identities))
+    digests = [digest_key(source, identity) for identity in identities]
+    query = select(SightingRow.identity, SightingRow.batch_id).where(SightingRow.digest.in_(digests))
     return {found.identity: found.batch_id for found in session.execute(query)}
 
 

@@ -1,5 +1,6 @@
 """The tables, as SQLAlchemy models. Every constraint has a name, so that every migration can speak of it."""
 
+import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -180,8 +181,9 @@ class BatchRow(Base):
 
     `dedupe_key` is the content's hash in the one row that may take effect for it, NULL in every other.
     `given_task` is the task that came with the batch, as the user named it. `form`: how its bytes are read, NULL for
-    .npz. `code`: the first word of the reason of a rejected batch. `crashes`: how often the process died with it in
-    training. `retry_of`: the rejected batch that an operator sent in again as this one.
+    .npz. `sender`: who posted it, NULL where a source delivered it. `code`: the first word of the reason of a rejected
+    batch. `crashes`: how often the process died with it in training. `retry_of`: the rejected batch that an operator
+    sent in again as this one.
     """
 
     __tablename__ = "batch"
@@ -203,10 +205,11 @@ class BatchRow(Base):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     given_task: Mapped[str | None] = mapped_column(Text)
-    form: Mapped[str | None] = mapped_column(String(16))
+    form: Mapped[str | None] = mapped_column(String(32))
     code: Mapped[str | None] = mapped_column(String(32))
     crashes: Mapped[int] = mapped_column(default=0, server_default="0")
     retry_of: Mapped[int | None] = mapped_column(ForeignKey("batch.id"))
+    sender: Mapped[str | None] = mapped_column(String(64))
 
     __table_args__ = (
         _one_of("state", STATES),
@@ -265,24 +268,48 @@ class DecisionRow(AppendOnly, Base):
     __table_args__ = (_one_of("kind", KINDS), {"sqlite_autoincrement": True})
 
 
+def digest_key(*parts: str) -> str:
+    """The primary key of what texts of any length name: SHA-256, 64 hex digits. An index takes only short rows."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
 class CursorRow(Base):
-    """How far a source has been read: per key (a file, a partition) the last position that is durable."""
+    """How far a source has been read: per key (a file, a partition) the last position that is durable.
+
+    `digest`: that of source and key.
+    """
 
     __tablename__ = "cursor"
 
-    source: Mapped[str] = mapped_column(Text, primary_key=True)
-    key: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    source: Mapped[str] = mapped_column(Text)
+    key: Mapped[str] = mapped_column(Text)
     position: Mapped[str] = mapped_column(Text)
 
 
 class SightingRow(Base):
-    """A delivery that was made durable: what its source called it, and the batch that it became. Never expires."""
+    """A delivery that was made durable: what its source called it, and the batch that it became.
+
+    `digest`: that of source and identity. `expires_at`: from when on it counts no more, NULL for never.
+    """
 
     __tablename__ = "sighting"
 
-    source: Mapped[str] = mapped_column(Text, primary_key=True)
-    identity: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    source: Mapped[str] = mapped_column(Text)
+    identity: Mapped[str] = mapped_column(Text)
     batch_id: Mapped[int] = mapped_column(ForeignKey("batch.id"))
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class PredictionRow(Base):
+    """What was predicted for a batch and could not be written to its file yet: the file's bytes, deflated."""
+
+    __tablename__ = "prediction"
+
+    batch_id: Mapped[int] = mapped_column(ForeignKey("batch.id"), primary_key=True, autoincrement=False)
+    payload: Mapped[bytes]
+    created_at: Mapped[datetime]
 
 
 class GapRow(Base):
@@ -298,7 +325,7 @@ class GapRow(Base):
     created_at: Mapped[datetime]
     accepted_at: Mapped[datetime | None]
 
-    __table_args__ = (Index(None, "source"), {"sqlite_autoincrement": True})
+    __table_args__ = ({"sqlite_autoincrement": True},)
 
 
 class TrainingStateRow(Base):

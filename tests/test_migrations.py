@@ -18,14 +18,14 @@ import storage
 from storage import backup, copying, db, masks, packing, schema, tasks
 from storage.backends import backend_of
 from storage.db import Database, SchemaMismatch, verify
-from storage.models import Base
+from storage.models import Base, digest_key
 
-ALL = ["0001", "0002", "0003", "0004", "0005"]
+ALL = ["0001", "0002", "0003", "0004", "0005", "0006"]
 NEXT = """
 import os, signal
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0006", "0005"
+revision, down_revision = "0007", "0006"
 def upgrade():
     op.create_table("half", sa.Column("id", sa.Integer(), primary_key=True))
     op.add_column("task", sa.Column("half", sa.Integer()))
@@ -50,7 +50,7 @@ def next_migration(tmp_path, end):
     """A copy of our migrations with one more, which ends with the statement `end`."""
     location = tmp_path / "migrations"
     shutil.copytree(Path(storage.__file__).parent / "migrations", location)
-    (location / "versions" / "0006_next.py").write_text(NEXT.format(end=end))
+    (location / "versions" / "0007_next.py").write_text(NEXT.format(end=end))
     return location
 
 
@@ -277,9 +277,9 @@ def test_a_kill_in_a_migration_leaves_the_old_schema(tmp_path, path):
 
 def test_a_migration_that_ends_is_applied(tmp_path, path):
     location = str(next_migration(tmp_path, "pass"))
-    assert db.upgrade(path, location) == [*ALL, "0006"]
+    assert db.upgrade(path, location) == [*ALL, "0007"]
     assert "half" in tables(path)
-    with pytest.raises(SchemaMismatch, match="0006 is newer"):
+    with pytest.raises(SchemaMismatch, match="0007 is newer"):
         Database.open(path)
 
 
@@ -333,7 +333,7 @@ GOLDEN = {
                "size": 9, "samples": 2, "labelled": True, "state": state, "task_id": 3, "provisional": None,
                "decision": "known", "reason": "bad_labels: none", "attempts": 1, "created_at": MOMENT,
                "updated_at": MOMENT, "given_task": "k", "form": "npz", "code": "bad_labels", "crashes": 2,
-               "retry_of": 7 if number == 8 else None}
+               "retry_of": 7 if number == 8 else None, "sender": "token 1"}
               for number, state in ((7, "committed"), (8, "quarantined"), (9, "unsure"))],
     "mask_version": [{"task_id": 3, "version": 2, "batch_id": 7, "bits": BITS, "nbits": 8 * len(BITS),
                       "sha256": packing.sha256(BITS), "density": packing.popcount(BITS) / (8 * len(BITS)),
@@ -341,13 +341,15 @@ GOLDEN = {
                       "coding": None, "made_by": "someone"}],
     "decision": [{"id": 4, "batch_id": 7, "kind": "known", "task_id": 3, "evidence": {"p": 0.1},
                   "created_at": MOMENT, "reason": "because"}],
-    "cursor": [{"source": "folder", "key": "ä", "position": "1"}],
+    "cursor": [{"digest": digest_key("folder", "ä"), "source": "folder", "key": "ä", "position": "1"}],
     "training_state": [{"task_id": 3, "version": 2, "turn": 1, "payload": b"\0", "updated_at": MOMENT}],
     "reservoir": [{"layer": 0, "size": 2, "patterns": 1, "matrix": b"\0", "sha256": packing.sha256(b"\0"),
                    "updated_at": MOMENT}],
     "reservoir_pattern": [{"task_id": 3, "version": 2, "turn": 1}],
     "feature_products": [{"id": 1, "products": b"\0", "sha256": packing.sha256(b"\0"), "updated_at": MOMENT}],
-    "sighting": [{"source": "nats", "identity": "1", "batch_id": 7}],
+    "sighting": [{"digest": digest_key("nats", "1"), "source": "nats", "identity": "1", "batch_id": 7,
+                  "expires_at": MOMENT}],
+    "prediction": [{"batch_id": 7, "payload": b"\0", "created_at": MOMENT}],
     "gap": [{"id": 2, "source": "nats", "key": "k", "position": "9", "reason": "lost", "created_at": MOMENT,
              "accepted_at": MOMENT}],
 }  # fmt: skip
@@ -422,11 +424,11 @@ def test_an_empty_store_needs_no_backup(store_target, tmp_path):
 
 
 def test_a_kill_in_any_migration_leaves_the_old_schema_and_all_rows(store_target, tmp_path):
-    make_golden(store_target, "0004")
+    make_golden(store_target, "0005")
     before = contents(store_target)
     location = next_migration(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
     killed = subprocess.run([sys.executable, "-c", UPGRADE, store_target, location, tmp_path], timeout=60)
     assert killed.returncode == -9
     assert contents(store_target) == before
-    assert db.upgrade(store_target, state=tmp_path) == ["0005"]
+    assert db.upgrade(store_target, state=tmp_path) == ["0006"]
     assert verify(store_target) == []
