@@ -266,6 +266,14 @@ def finish(session: Session, batch_id: int, outcome: Outcome) -> None:
         raise LedgerConflict(f"batch {batch_id} is {state}: it cannot become {outcome.state}")
 
 
+def suspend(session: Session, batch_id: int, code: str, reason: str) -> None:
+    """Set an open batch aside, whose bytes stay. Raises LedgerConflict when it is in any other state."""
+    values = {"state": "suspended", "provisional": None, "code": code, "reason": f"{code}: {reason}"}
+    change = update(BatchRow).where(BatchRow.id == batch_id, BatchRow.state.in_(OPEN))
+    if _changed(session, change.values(**values, updated_at=utc_now())) != 1:
+        raise LedgerConflict(f"batch {batch_id} is {load_batch(session, batch_id).state}: it cannot be suspended")
+
+
 def recall(session: Session, batch_id: int, provisional: int | None, reason: str | None = None) -> None:
     """Take a committed batch back: it is unsure again, in a provisional task or in none. Record a decision too.
 

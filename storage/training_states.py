@@ -1,6 +1,8 @@
 """Scores and optimiser state of the recently active tasks, so that one that returns goes on where it was."""
 
-from sqlalchemy import delete, func, select, update
+from typing import Any
+
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from storage.models import TaskRow, TrainingStateRow, utc_now
@@ -25,16 +27,21 @@ def get_payload(session: Session, task_id: int) -> bytes | None:
     return None if row is None else row.payload
 
 
-def load_states(session: Session) -> list[StateRow]:
-    """All stored states, the most recent task first."""
-    return list(session.scalars(select(TrainingStateRow).order_by(TrainingStateRow.turn.desc())))
+def load_states(session: Session, count: int | None = None) -> list[StateRow]:
+    """The stored states of tasks in use, the most recent task first; at most `count`."""
+    return list(session.scalars(_recent(select(TrainingStateRow)).limit(count)))
 
 
 def keep_recent(session: Session, count: int) -> None:
     """Drop all but the `count` most recent states of tasks in use; those of retired tasks wait for a reopening."""
-    active = select(TrainingStateRow.task_id).join(TaskRow).where(TaskRow.retired_at.is_(None))
-    stale = list(session.scalars(active.order_by(TrainingStateRow.turn.desc()).offset(count)))
+    stale = list(session.scalars(_recent(select(TrainingStateRow.task_id)).offset(count)))
     session.execute(delete(TrainingStateRow).where(TrainingStateRow.task_id.in_(stale)))
+
+
+def _recent(query: Select[Any]) -> Select[Any]:
+    """Of tasks in use, the most recent first."""
+    in_use = query.join(TaskRow, TaskRow.id == TrainingStateRow.task_id).where(TaskRow.retired_at.is_(None))
+    return in_use.order_by(TrainingStateRow.turn.desc())
 
 
 def touch(session: Session, task_id: int) -> None:

@@ -39,7 +39,7 @@ from supsupd.config import ConfigError, Settings
 from supsupd.founding import check_network
 from supsupd.health import Health, is_fatal
 from supsupd.intake import Intake
-from supsupd.learning.device import Device, pick_device, use_threads
+from supsupd.learning.device import Device, lacks_memory, pick_device, use_threads
 from supsupd.learning.modules import UnsupportedNetwork
 from supsupd.learning.network import NetworkMismatch
 from supsupd.learning.pretrained import PretrainedMismatch
@@ -99,6 +99,12 @@ def run(settings: Settings, load: Callable[[], Settings] | None = None) -> int:
         return _refuse(str(error), EXIT_DATA)
     except OSError as error:
         return _refuse(f"{error.filename or settings.state}: {error.strerror or error}", EXIT_OS)
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        return _refuse(
+            "there is not enough memory; bank.memory_bytes and learning.memory_bytes say how much is used", EXIT_OS
+        )
 
 
 def _refuse(text: str, code: int) -> int:

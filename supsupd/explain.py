@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from supsupd.learning.records import Change
+from supsupd.learning.records import Change, LabelledBatch
 
 
 def why(change: Change, state: str) -> str:
@@ -25,6 +25,11 @@ def why(change: Change, state: str) -> str:
         rows = "" if apart is None else f"; the rows that task {apart} has right were left out"
         return f"proved to be a task of its own: {_progress(evidence)}{rows}{_left_behind(evidence)}"
     return _known(evidence)
+
+
+def seen_of(batch: LabelledBatch) -> str:
+    """What is added to the reason of a batch of which only some rows are learned."""
+    return "" if batch.came is None else f"; {len(batch.samples)} of its {batch.came} rows were drawn to be learned"
 
 
 def why_set_back(change: Change) -> str:
@@ -86,8 +91,11 @@ def _known(evidence: dict[str, Any]) -> str:
     text = f"{best['errors']} of {taken} wrong before training, as expected of task {best['task']}"
     if evidence.get("batch_rows", stop) != stop - start:
         text += f"; only rows {start} to {stop - 1} are its own"
-    if "left_out" in evidence:
-        text += f"; {len(evidence['left_out'])} rows among them are another task's"
+    foreign = best.get("foreign", 0)
+    if foreign:
+        text += f"; {foreign} rows among them lie far outside what it has seen"
+    if (others := len(evidence.get("left_out", ())) - foreign) > 0:
+        text += f"; {others} rows among them are another task's"
     return text + _kept(evidence)
 
 
@@ -105,6 +113,8 @@ def _doubt(evidence: dict[str, Any]) -> str:
         return "there is no task to compare with"
     best = evidence["candidates"][0]
     rows = evidence["rows"][1] - evidence["rows"][0]
+    if 2 * best.get("foreign", 0) > rows:
+        return f"{best['foreign']} of {rows} rows lie far outside what task {best['task']} has seen"
     if not best["consistent"]:
         return (
             f"task {best['task']} has {best['errors']} of {rows} wrong and denies the labels {best['denied']:.2f}, "

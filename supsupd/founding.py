@@ -7,12 +7,13 @@ import numpy as np
 from streams.batch import Batch, BatchRejected
 from supsupd.learning.device import Device
 from supsupd.learning.labels import ClassList, LabelMismatch
+from supsupd.learning.learner import state_bytes
 from supsupd.learning.modules import UnsupportedNetwork, check_kind
 from supsupd.learning.network import Architecture, Network
 from supsupd.learning.normalise import Normaliser, ShapeMismatch
 from supsupd.learning.pretrained import Pretrained, PretrainedMismatch
 from supsupd.learning.transforms import Transforms
-from supsupd.sections import NetworkSettings
+from supsupd.sections import LearningSettings, NetworkSettings
 
 SMALLEST_OUTPUTS = 100
 """Fewest output neurons by default: entropy tells tasks apart only among enough superfluous ones."""
@@ -31,7 +32,7 @@ def wants_more_rows(settings: NetworkSettings, batches: list[Batch]) -> bool:
 
 
 def found_network(
-    settings: NetworkSettings, batches: list[Batch], device: Device, spare: int = 0
+    settings: NetworkSettings, learning: LearningSettings, batches: list[Batch], device: Device, spare: int = 0
 ) -> tuple[Network, Normaliser, ClassList]:
     """From labelled batches of one shape, of which the last one's classes begin the class list.
 
@@ -50,17 +51,30 @@ def found_network(
     try:
         rows = np.concatenate([b.x for b in batches])
         normaliser = Normaliser.fitted(settings.normalisation, rows, Transforms.of(settings.transforms))
-        network = _network(settings, normaliser.output_shape, outputs, device)
+        architecture = _architecture(settings, normaliser.output_shape, outputs)
+        _refuse_too_large(architecture, learning)
+        pretrained = Pretrained.load(settings.pretrained) if settings.pretrained is not None else None
+        network = Network(architecture, settings.seed, device, pretrained)
     except (ShapeMismatch, UnsupportedNetwork, PretrainedMismatch) as error:
         raise BatchRejected("schema_mismatch", str(error)) from None
     return network, normaliser, classes
 
 
-def _network(settings: NetworkSettings, shape: tuple[int, ...], outputs: int, device: Device) -> Network:
-    """Raises UnsupportedNetwork, PretrainedMismatch."""
+def _refuse_too_large(architecture: Architecture, learning: LearningSettings) -> None:
+    """Raises BatchRejected where there is no room to train the network: for a state, and the one that comes of it."""
+    inputs, outputs, weights = architecture.inputs, architecture.outputs, architecture.weights
+    size = 2 * state_bytes(architecture, learning)
+    if size > learning.memory_bytes:
+        raise BatchRejected(
+            "too_large",
+            f"{inputs} inputs and {outputs} outputs make a network of {weights} weights, which takes {size} bytes to "
+            f"train, at most {learning.memory_bytes} expected (learning.memory_bytes, network.outputs, network.hidden)",
+        )
+
+
+def _architecture(settings: NetworkSettings, shape: tuple[int, ...], outputs: int) -> Architecture:
+    """Raises UnsupportedNetwork."""
     hidden = tuple(settings.hidden) if settings.hidden is not None else None
     channels = tuple(settings.channels)
     changes = {"hidden": hidden, "channels": channels, "width": settings.width, "norm": settings.norm}
-    architecture = Architecture.of_kind(settings.kind, shape, outputs, **changes)
-    pretrained = Pretrained.load(settings.pretrained) if settings.pretrained is not None else None
-    return Network(architecture, settings.seed, device, pretrained)
+    return Architecture.of_kind(settings.kind, shape, outputs, **changes)

@@ -141,7 +141,7 @@ class Knowledge:
             hit("learn.begun")
             if classes != engine.classes:
                 networks.extend_classes(session, list(classes.labels))
-            change = persistence.store_change(session, change, engine.network, self._settings.learning.active_tasks)
+            change = persistence.store_change(session, change, engine.network, engine.learner.learner.active_tasks)
             features = engine.features
             if features is not None:
                 features = persistence.store_features(session, features, change)

@@ -5,10 +5,12 @@ All of it runs in the learning thread.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import structlog
 
 from storage import cursors, decisions, ledger, networks, tasks
@@ -25,15 +27,18 @@ from supsupd.config import Settings
 from supsupd.engine import Engine
 from supsupd.founding import found_network, wants_more_rows
 from supsupd.knowledge import Knowledge
-from supsupd.learning.device import Device
+from supsupd.learning.device import Device, lacks_memory
 from supsupd.learning.labels import ClassList, LabelMismatch
-from supsupd.learning.learner import Samples
+from supsupd.learning.learner import Samples, derive_seed
 from supsupd.learning.normalise import ShapeMismatch
-from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord
+from supsupd.learning.records import Change, LabelledBatch, TaskRecord
+from supsupd.persistence import TakenRows
 from supsupd.scoring import score, write_predictions
+from supsupd.sections import LearningSettings
 from supsupd.staging import discard
 
 LEARNING_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+NO_MEMORY = "no_memory"
 NO_TASK = "no task is known yet; it is scored as soon as there is one"
 
 
@@ -92,7 +97,9 @@ class Lessons:
                 engine.warn_of_ignored_settings()
                 if self._settings.reservoir.enabled:
                     engine.hold(attractors.load_reservoir(session, engine.network))
-                records, damaged = persistence.load_tasks(session, engine.network, engine.bank)
+                records, damaged = persistence.load_tasks(
+                    session, engine.network, engine.bank, engine.learner.learner.active_tasks
+                )
                 released += ledger.release_waiting(session, labelled=True)
             if records:
                 released += ledger.release_waiting(session, labelled=False)
@@ -123,18 +130,38 @@ class Lessons:
             unsure = [row for row in ledger.list_unsure(session) if row.provisional is not None]
             taken = {row.id: persistence.taken_rows(session, row) for row in unsure}
         unsure.sort(key=lambda row: taken[row.id].turn)  # as they joined
-        groups: dict[int, list[Member]] = {}
+        groups: dict[int, list[BatchRow]] = {}
         for row in unsure:
+            groups.setdefault(row.provisional or 0, []).append(row)
+        # In the order of their newest members, as they were touched.
+        for number, rows in sorted(groups.items(), key=lambda item: taken[item[1][-1].id].turn):
+            try:
+                self._rebuild(engine, number, rows, taken)
+            except Exception as error:
+                if not lacks_memory(error):
+                    raise
+                self._set_aside(rows)
+
+    def _rebuild(self, engine: Engine, number: int, rows: list[BatchRow], taken: dict[int, TakenRows]) -> None:
+        members = []
+        for row in rows:
             try:
                 batch, _ = self._labelled(row, self._read(row), engine)
             except (BatchRejected, SpoolCorrupt) as refusal:
                 self._quarantine(row, refusal)
                 continue
-            groups.setdefault(row.provisional or 0, []).append(taken[row.id].of(batch))
-        # In the order of their newest members, as they were touched.
-        for number, members in sorted(groups.items(), key=lambda item: taken[item[1][-1].batch.batch_id].turn):
+            members.append(taken[row.id].of(batch))
+        if members:
             rebuild = partial(engine.learner.rebuild, number, members, len(engine.classes))
             engine.learner.restore_provisional(self._knowledge.sound(rebuild))
+
+    def _set_aside(self, rows: list[BatchRow]) -> None:
+        """There is not enough memory to learn these batches: an operator may send them in again where there is."""
+        ids = [row.id for row in rows]
+        with self._database.write() as session:
+            for batch_id in ids:
+                ledger.suspend(session, batch_id, NO_MEMORY, "there was not enough memory to learn it")
+        log.error("batches_suspended", batches=ids, reason=NO_MEMORY, advice="supsup-cli batches rejected tells more")
 
     def _resume_reconsidering(self) -> None:
         """Goes on where a crash came between the commit of a new task and those of the batches that it explains.
@@ -175,7 +202,7 @@ class Lessons:
         batch = self._decoder.decode(self._spool.load(row.sha256), "npz" if row.form is None else row.form)
         hit("learn.decoded")
         task = told_task(batch.task, batch.y is not None, row.name, self._settings.recognition.task_rule)
-        return replace(batch, task=task)
+        return drawn(replace(batch, task=task), self._settings.learning)
 
     def _learn(self, row: BatchRow, batch: Batch) -> None:
         if self._knowledge.engine is None and not self._found_network(row, batch):
@@ -209,8 +236,18 @@ class Lessons:
         except LabelMismatch as error:
             raise BatchRejected("bad_labels", str(error)) from None
         samples = Samples.of(x, classes.encode(batch.y), self._device)
-        given_id = self._given_id(batch)
-        return LabelledBatch(row.id, row.sha256, samples, batch.task, given_id, content=batch.sha256()), classes
+        came = None if row.samples == len(samples) else row.samples
+        labelled = LabelledBatch(
+            row.id,
+            row.sha256,
+            samples,
+            batch.task,
+            self._given_id(batch),
+            content=batch.sha256(),
+            origin=row.origin,
+            came=came,
+        )
+        return labelled, classes
 
     def _given_id(self, batch: Batch) -> int | None:
         """The task that the batch names, if it does and there is one.
@@ -237,7 +274,7 @@ class Lessons:
             self._leave_waiting(row, f"waiting for {settings.feature_rows} rows to set the normalisation")
             return False
         spare = scenarios.spare_outputs(self._settings.recognition.objective)
-        network, normaliser, classes = found_network(settings, batches, self._device, spare)
+        network, normaliser, classes = found_network(settings, self._settings.learning, batches, self._device, spare)
         self._knowledge.stale = True
         with self._database.write() as session:
             persistence.save_network(session, network, normaliser, classes, scenarios.to_stored(self._settings))
@@ -308,3 +345,16 @@ class Lessons:
             hit("reject.commit")
         hit("reject.committed")
         log.warning("batch_rejected", batch=row.id, source=row.source, name=row.name, reason=str(refusal))
+
+
+def drawn(batch: Batch, learning: LearningSettings) -> Batch:
+    """A labelled batch itself, or where it has more rows than are learned, so many of them, in order.
+
+    Which ones depends on what the batch holds and on nothing else.
+    """
+    most = learning.most_rows(math.prod(batch.x.shape[1:]))
+    if batch.y is None or len(batch.x) <= most:
+        return batch
+    draw = np.random.Generator(np.random.Philox(derive_seed(learning.seed, "rows", batch.sha256())))
+    rows = np.sort(draw.choice(len(batch.x), most, replace=False))
+    return replace(batch, x=batch.x[rows], y=batch.y[rows])

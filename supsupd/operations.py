@@ -65,7 +65,7 @@ def reopen(worker: Worker, task_id: int, by: str | None = None) -> None:
         record = persistence.load_task(session, task_id, engine.network)
         # The latest used, here as in the engine: both drop the same states.
         training_states.touch(session, task_id)
-        training_states.keep_recent(session, worker.settings.learning.active_tasks)
+        training_states.keep_recent(session, engine.learner.learner.active_tasks)
     engine.learner.restore_task(record)
     engine.serve(record)
     log.info("task_reopened", task=task_id, by=by)

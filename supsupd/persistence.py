@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from storage import decisions, features, ledger, masks, networks, tasks, training_states
 from storage.masks import MaskCorrupt
 from storage.models import BatchRow, Kind, NetworkRow, TaskRow
-from supsupd.explain import why, why_set_back
+from supsupd.explain import seen_of, why, why_set_back
 from supsupd.learning.bank import Key, Mask, MaskBank
 from supsupd.learning.device import Device
 from supsupd.learning.features import FeatureModel
@@ -107,8 +107,11 @@ def load_network(
     return network, normaliser, ClassList(tuple(row.classes), network.architecture.outputs)
 
 
-def load_tasks(session: Session, network: Network, bank: MaskBank) -> tuple[list[TaskRecord], dict[int, str]]:
-    """All tasks in use, the one used last at the end; the masks of those in memory as far as the bank has room.
+def load_tasks(
+    session: Session, network: Network, bank: MaskBank, active: int
+) -> tuple[list[TaskRecord], dict[int, str]]:
+    """All tasks in use, the one used last at the end; the masks of those in memory as far as the bank has room, and
+    the training states of the `active` ones used last.
 
     Beside them, by id, what is wrong with those whose mask was read and is damaged.
     """
@@ -117,7 +120,7 @@ def load_tasks(session: Session, network: Network, bank: MaskBank) -> tuple[list
         row.id: _task_record(row, bank.cold((row.id, row.version), nbytes), None, network)
         for row in tasks.iter_tasks(session)
     }
-    for state in reversed(training_states.load_states(session)):
+    for state in reversed(training_states.load_states(session, active)):
         if state.task_id in found:
             known = found.pop(state.task_id)  # and to the end: it was used later
             found[state.task_id] = replace(known, state=_training_state(state.task_id, state.payload, network))
@@ -324,20 +327,26 @@ def _finish(
     task_id = change.task.task_id if change.task is not None and state == "committed" else None
     kind: Kind = change.kind if state == "committed" else "unsure"
     provisional = change.provisional.provisional_id if change.provisional and state == "unsure" else None
-    outcome = ledger.Outcome(state, task_id, provisional, kind, why(change, state))
+    outcome = ledger.Outcome(state, task_id, provisional, kind, why(change, state) + seen_of(batch))
+    if batch.came is not None:
+        evidence = evidence | {"came": batch.came}
     ledger.finish(session, batch.batch_id, outcome)
     decisions.record(session, batch.batch_id, decisions.Decision(kind, task_id, evidence, outcome.reason))
 
 
 @dataclass(frozen=True)
 class TakenRows:
-    """The rows of a batch that a task, or a provisional one, took (see `Member`); `turn` orders such steps."""
+    """The rows of a batch that a task, or a provisional one, took (see `Member`); `turn` orders such steps.
+
+    `batch_rows`: of how many that was, None where it was not recorded.
+    """
 
     start: int
     stop: int
     left_out: tuple[int, ...] = ()
     recalled_from: int | None = None
     turn: int = 0
+    batch_rows: int | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start - len(self.left_out)
@@ -347,6 +356,9 @@ class TakenRows:
         return {"rows": [self.start, self.stop]} | left_out
 
     def of(self, batch: LabelledBatch) -> Member:
+        """All rows where other ones of the batch are learned by now, as after a change of `learning.memory_bytes`."""
+        if self.batch_rows not in (None, len(batch.samples)):
+            return Member(batch, 0, len(batch.samples), (), self.recalled_from)
         return Member(batch, self.start, self.stop, self.left_out, self.recalled_from)
 
 
@@ -356,7 +368,7 @@ def taken_rows(session: Session, row: BatchRow) -> TakenRows:
     evidence: dict[str, Any] = newest.evidence
     start, stop = evidence.get("rows", (0, row.samples or 0))
     left_out = tuple(evidence.get("left_out", ()))
-    return TakenRows(start, stop, left_out, evidence.get("recalled_from"), newest.id)
+    return TakenRows(start, stop, left_out, evidence.get("recalled_from"), newest.id, evidence.get("batch_rows"))
 
 
 def may_explain_more(session: Session, row: BatchRow) -> bool:

@@ -23,6 +23,7 @@ from supsupd.choices import OBJECTIVE_ALIASES, Method, Objective, Role, Scenario
 from supsupd.paths import MAX_SOCKET_PATH
 
 MIB = 1 << 20
+FLOAT_BYTES = 4
 _SECRET = re.compile("password|secret|token|key")
 _PASSWORD = re.compile(r"(\w+://[^:@/\s]*):[^/\s]*@")
 _PASSWORD_BEHIND = re.compile(r"([?&]\w*password=)[^&\s'\"]*")
@@ -193,10 +194,18 @@ class LearningSettings(Section):
     held_out: Fraction = 0.125
     """The fraction of a batch that is watched, not trained on."""
     active_tasks: PositiveInt = 32
-    """Tasks whose scores and optimiser state are kept; older ones go on from their bits."""
+    """Tasks whose scores and optimiser state are kept, as far as `memory_bytes` has room; older ones go on from their
+    bits."""
+    memory_bytes: PositiveInt = 256 * MIB
+    """What is provisional may hold so much, rows counted as float32 and training states with them; so may the training
+    states of tasks. A batch is learned from a quarter of it at most."""
     threads: PositiveInt = 1
     """CPU threads of training and scoring. Masks repeat bit for bit for the same number."""
     seed: Seed = 0
+
+    def most_rows(self, values: int) -> int:
+        """Of a batch whose rows have so many values each: as many as its steps can show, and as fit."""
+        return max(1, min(self.max_steps * self.minibatch, self.memory_bytes // 4 // (FLOAT_BYTES * values)))
 
 
 class RecognitionSettings(Section):

@@ -25,9 +25,9 @@ from supsupd.config import Settings
 from supsupd.engine import Engine
 from supsupd.health import Health
 from supsupd.knowledge import Knowledge
-from supsupd.learning.device import Device
+from supsupd.learning.device import Device, lacks_memory
 from supsupd.learning.predictor import Predictor
-from supsupd.lessons import Lessons
+from supsupd.lessons import NO_MEMORY, Lessons
 from supsupd.reading import inline_decoder
 
 MAX_ATTEMPTS = 3
@@ -200,7 +200,9 @@ class Worker:
         with self.database.write() as session:
             for row in ledger.list_batches(session, "training"):
                 self._failed[row.id] += hopeless
-                if self._failed[row.id] >= MAX_ATTEMPTS:
+                if self._failed[row.id] >= MAX_ATTEMPTS and failure is not None and lacks_memory(failure):
+                    ledger.suspend(session, row.id, NO_MEMORY, f"not enough memory to learn it, {MAX_ATTEMPTS} times")
+                elif self._failed[row.id] >= MAX_ATTEMPTS:
                     reason = f"learning_failed: {MAX_ATTEMPTS} attempts failed; the log has the traceback"
                     ledger.finish(session, row.id, ledger.Outcome("quarantined", reason=reason))
             ledger.release_claims(session)

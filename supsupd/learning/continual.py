@@ -11,11 +11,13 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from supsupd.learning.companion import Separation, suspected_companion
 from supsupd.learning.guard import Guard
 from supsupd.learning.learner import Samples
 from supsupd.learning.provisional import Provisional
-from supsupd.learning.recognition import Candidate, Verdict
+from supsupd.learning.recognition import Candidate, Part, Verdict
 from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord, pooled
 from supsupd.learning.shortlist import heard, likely
 from supsupd.learning.statistics import mixed
@@ -41,6 +43,7 @@ class ContinualLearner(TaskLearner):
         if verdict.known is not None:
             return self._known(verdict.known, verdict, member, classes)
         host = self.nursery.host(member, classes)
+        member = member if host is None else self.nursery.without_foreign(host, member)
         provisional = self.nursery.joined(host, member, classes)
         if host is not None and (absorbed := self._absorbed(provisional, classes)) is not None:
             return absorbed
@@ -48,10 +51,10 @@ class ContinualLearner(TaskLearner):
         cap = self.settings.max_new_per_hour
         if proof.proved is not None and cap and found >= cap:
             evidence = proof.evidence | {"found_last_hour": found, "max_new_per_hour": cap}
-            return self._keep_unsure(provisional, host is None, verdict, Proof(proof.proved, evidence))
+            return self._keep_unsure(provisional, verdict, Proof(proof.proved, evidence))
         if proof.proved is not None:
             return self._promote(proof, provisional, verdict, classes)
-        return self._keep_unsure(provisional, host is None, verdict, proof)
+        return self._keep_unsure(provisional, verdict, proof)
 
     def reconsider(self, classes: int) -> Change | None:
         """The first unsure batches that the tasks explain by now; None when there are none.
@@ -88,13 +91,42 @@ class ContinualLearner(TaskLearner):
         wider = {t.task_id for t in asked} | heard(tasks, samples, count, self.workshop, classes)
         return self._weighed(samples, [t for t in tasks if t.task_id in wider], classes, whole)
 
+    def _without_foreign(self, verdict: Verdict, samples: Samples, classes: int) -> Verdict:
+        """Leaves out the rows that lie far outside what the known task has seen, whatever their labels say.
+
+        A task to which most of the rows are foreign does not know the batch.
+        """
+        kept = np.setdiff1d(np.arange(verdict.start, verdict.stop), verdict.left_out)
+        x = samples.take(kept).x.cpu().numpy()
+
+        def looked_at(candidate: Candidate) -> Candidate:
+            inputs = self.tasks[candidate.task].inputs
+            if not candidate.known or inputs is None:
+                return candidate
+            foreign = kept[inputs.far_outside(x, self.settings.false_alarm)]
+            return replace(candidate, foreign=tuple(foreign.tolist()))
+
+        verdict = replace(verdict, candidates=[looked_at(candidate) for candidate in verdict.candidates])
+        known = verdict.known
+        if known is None or not known.foreign:
+            return verdict
+        task, left_out = self.tasks[known.task], np.union1d(verdict.left_out, known.foreign).astype(np.int64)
+        part = Part(verdict.start, verdict.stop, tuple(left_out.tolist()))
+        scores = self._score(samples, [task.mask], classes)
+        recogniser = replace(self.recogniser, among=len(self.tasks))
+        rest = recogniser.weigh_part(samples.y.cpu().numpy(), scores, task.reference, classes, part)
+        rest = replace(rest, task=known.task, foreign=known.foreign)
+        others = [candidate for candidate in verdict.candidates if candidate is not known]
+        return replace(verdict, candidates=[rest, *others], left_out=part.left_out)
+
     def _weighed(self, samples: Samples, tasks: list[TaskRecord], classes: int, whole: bool) -> Verdict:
         scores = self._score(samples, [t.mask for t in tasks], classes)
         references = [t.reference for t in tasks]
         recogniser = replace(self.recogniser, among=len(self.tasks))
         verdict = recogniser.recognise(samples.y.cpu().numpy(), scores, references, classes, whole)
         ids = [t.task_id for t in tasks]
-        return replace(verdict, candidates=[replace(c, task=ids[c.task]) for c in verdict.candidates])
+        verdict = replace(verdict, candidates=[replace(c, task=ids[c.task]) for c in verdict.candidates])
+        return self._without_foreign(verdict, samples, classes)
 
     def _known(self, known: Candidate, verdict: Verdict, member: Member, classes: int) -> Change:
         """The task goes on with the batch, unless its guard says that this one and those before it are foreign."""
@@ -131,7 +163,7 @@ class ContinualLearner(TaskLearner):
             "log_wealth_needed": round(-math.log(self.settings.false_alarm), 3),
         }
         evidence = {"alarm": alarm, "recalled_from": task.task_id}
-        change = self._keep_unsure(provisional, host is None, verdict, Proof(evidence=evidence))
+        change = self._keep_unsure(provisional, verdict, Proof(evidence=evidence))
         return replace(change, task=back, trained=True, recalled=(*learned, newest), guard=Guard(back))
 
     # -- unsure and new -------------------------------------------------------------------------------------------
@@ -217,17 +249,15 @@ class ContinualLearner(TaskLearner):
             closed=(provisional.provisional_id,),
         )
 
-    def _keep_unsure(self, provisional: Provisional, opened: bool, verdict: Verdict, proof: Proof) -> Change:
+    def _keep_unsure(self, provisional: Provisional, verdict: Verdict, proof: Proof) -> Change:
         evidence = self._evidence(verdict) | provisional.proof(self.settings.promote_error) | proof.evidence
-        excess = max(0, len(self.provisionals) + opened - self.settings.max_provisional)
-        stale = list(self.provisionals.values())[:excess]
+        stale = self.nursery.crowded_out(provisional)
         if len(provisional.members) > self.settings.patience_batches and proof.proved is None:
-            given_up = tuple(m.batch for m in provisional.members)
-            return Change("unsure", evidence, closed=(provisional.provisional_id,), given_up=given_up)
+            stale = [provisional]
         return Change(
             "unsure",
             evidence,
-            provisional=provisional,
+            provisional=None if provisional in stale else provisional,
             closed=tuple(p.provisional_id for p in stale),
             given_up=tuple(m.batch for p in stale for m in p.members),
         )

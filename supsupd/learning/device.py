@@ -15,6 +15,13 @@ def pick_device(name: str) -> Device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether it says that there is not enough memory; torch has no class of its own for that on the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
 def use_threads(count: int) -> None:
     """CPU threads of torch in this process."""
     torch.set_num_threads(count)

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from supsupd.learning.kernels import Kernels, padded
+from supsupd.learning.statistics import far_outside, iter_slices
 
 VARIANCE_SHARE = 0.05
 """Of the task's mean variance, added to each input's: a pixel that was always black may be grey in the next row."""
@@ -37,8 +38,9 @@ class InputMoments:
     @classmethod
     def of(cls, x: np.ndarray) -> InputMoments:
         """Of rows x (n, d), n >= 1."""
-        rows = x.astype(np.float64)
-        return cls(float(len(x)), rows.mean(axis=0).astype(np.float32), (rows**2).mean(axis=0).astype(np.float32))
+        mean = sum(part.sum(axis=0) for part in iter_slices(x)) / len(x)
+        square = sum((part**2).sum(axis=0) for part in iter_slices(x)) / len(x)
+        return cls(float(len(x)), mean.astype(np.float32), square.astype(np.float32))
 
     def joined(self, other: InputMoments) -> InputMoments:
         """With the rows of another one more."""
@@ -85,6 +87,12 @@ class InputDensity:
         constant = float((b**2 / (4.0 * a) + 0.5 * np.log(-2.0 * a)).sum())
         coefficients = rounded.astype(np.uint16)
         return cls(coefficients, coefficients.__array_interface__["data"][0], constant)
+
+    def far_outside(self, x: np.ndarray, error: float) -> np.ndarray:
+        """Which of the rows x (n, d) lie far outside what the task has seen, bool (n,): `statistics.far_outside`."""
+        halves = (self.coefficients.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        a, b = halves.reshape(2, -1)[:, : x.shape[1]]
+        return far_outside(x, -b / (2.0 * a), -0.5 / a, error)
 
 
 class TaskIndex:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from supsupd.learning.foreign import foreign_copies
 from supsupd.learning.gpu_kernels import fused_rmsprop
-from supsupd.learning.network import Network
+from supsupd.learning.network import Architecture, Network
 from supsupd.learning.optimiser import Layer, Step, loss_slope, take_step
 from supsupd.learning.supermask import (
     effective_weights,
@@ -31,7 +31,7 @@ from supsupd.learning.supermask import (
     select,
 )
 from supsupd.learning.transforms import Transforms
-from supsupd.sections import LearningSettings
+from supsupd.sections import FLOAT_BYTES, LearningSettings
 
 STEP_KEY = "steps"
 GROUPS = ("scores", "average", "first_moments", "second_moments", "statistics")
@@ -71,8 +71,16 @@ class Samples:
         index = torch.from_numpy(rows).to(self.x.device)
         return Samples(self.x.index_select(0, index), self.y.index_select(0, index))
 
-    def joined(self, other: Samples) -> Samples:
-        return Samples(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]))
+    @property
+    def nbytes(self) -> int:
+        return self.x.nbytes + self.y.nbytes
+
+    @staticmethod
+    def joined(parts: Sequence[Samples]) -> Samples:
+        """The rows of all parts, in order; those of one alone are not copied."""
+        if len(parts) == 1:
+            return parts[0]
+        return Samples(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,10 @@ class TrainingState:
     second_moments: list[Tensor]
     steps: int
     statistics: list[Tensor] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for name in GROUPS for tensor in getattr(self, name))
 
     def to_bytes(self) -> bytes:
         tensors = {STEP_KEY: torch.tensor(self.steps)}
@@ -140,6 +152,12 @@ class MaskUpdate:
         return self.loss_after <= self.loss_before + self.margin
 
 
+def state_bytes(architecture: Architecture, settings: LearningSettings) -> int:
+    """What one training state takes: scores, their average and the moments, float32."""
+    tensors = 4 if settings.optimiser == "adam" else 3
+    return FLOAT_BYTES * tensors * architecture.weights + architecture.statistic_bytes
+
+
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed from what it belongs to (settings seed, batch hash, …), the same in every process."""
     digest = hashlib.sha256("\x00".join(map(str, parts)).encode()).digest()
@@ -163,6 +181,12 @@ class Learner:
         self._densities = [settings.density] * len(shapes)
         if settings.density_budget == "erdos-renyi":
             self._densities = erdos_renyi_densities(shapes, settings.density)
+
+    @property
+    def active_tasks(self) -> int:
+        """How many tasks keep their training state: as many as are set, or as there is room for."""
+        room = self.settings.memory_bytes // state_bytes(self.network.architecture, self.settings)
+        return max(1, min(self.settings.active_tasks, room))
 
     def warm_up(self) -> None:
         """Compiles what a step of this recipe takes, or loads it: about a second where there is no cache yet."""
@@ -261,7 +285,7 @@ class Learner:
             return samples
         outputs = self.network.architecture.outputs
         x, y = foreign_copies(self.settings.foreign, samples.x, samples.y, (shape, outputs), order)
-        return samples.joined(Samples(x, y))
+        return Samples.joined([samples, Samples(x, y)])
 
     @torch.no_grad()
     def _with_statistics(self, state: TrainingState, samples: Samples, count: int) -> TrainingState:

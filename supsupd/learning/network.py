@@ -19,15 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from supsupd.learning.bodies import Body, BodyShape, Tensors, TensorSpec, make_body
 from supsupd.learning.kernels import unpack
 from supsupd.learning.modules import Norm
 from supsupd.learning.pretrained import Pretrained
+from supsupd.sections import FLOAT_BYTES
 
 DEFAULT_HIDDEN: dict[str, tuple[int, ...]] = {"mlp": (300, 100), "units": (2048, 2048)}
 CONV_HIDDEN = (256, 256)
-FLOAT_BYTES = 4
+PART_VALUES = 1 << 24
+"""Values that a layer makes at once of rows that are not trained on: 64 MiB, and two or three layers are held."""
 FEATURES = 1024
 """Their covariance has so many rows and columns: 4 MiB in float32."""
 
@@ -178,6 +181,22 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
+class _RowValues(TorchFunctionMode):
+    """Sees how many values the largest tensor made inside has that holds something for each of `rows` rows."""
+
+    rows = 11
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made.shape[:1] == (self.rows,):
+            self.values = max(self.values, made.numel())
+        return made
+
+
 def layer_signs(seed: int, index: int, rows: int, columns: int) -> np.ndarray:
     """The sign bits of tensor `index`, bool (rows, columns); True is +c.
 
@@ -319,9 +338,22 @@ class Network:
     ) -> Tensor:
         """Logits (n, outputs) of x (n, inputs) under the given effective weights and statistics.
 
-        In training a task's statistics are updated in place, and the batch's own are used.
+        In training a task's statistics are updated in place, and the batch's own are used. Otherwise many rows go
+        through a part at a time, unless they depend on each other.
         """
-        return self.architecture.body.run(x, Tensors(weights, self.fixed, statistics), training)
+        body, tensors = self.architecture.body, Tensors(weights, self.fixed, statistics)
+        if training or len(x) <= self._part_rows or self.architecture.norm == "batch":
+            return body.run(x, tensors, training)
+        return torch.cat([body.run(part, tensors, training) for part in x.split(self._part_rows)])
+
+    @cached_property
+    def _part_rows(self) -> int:
+        """As many rows as may go through the layers at once, by the widest layer."""
+        with _RowValues() as made, torch.no_grad():
+            x = torch.zeros(_RowValues.rows, self.architecture.inputs, device=self.device)
+            statistics = [torch.zeros(length, device=self.device) for length in self.architecture.body.statistics]
+            self.architecture.body.run(x, Tensors(self.weights, self.fixed, statistics), training=False)
+        return max(1, PART_VALUES * _RowValues.rows // made.values)
 
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -14,7 +15,15 @@ from supsupd.learning.bank import Mask
 from supsupd.learning.learner import TrainingState
 from supsupd.learning.records import Member, pooled
 from supsupd.learning.reference import Reference
-from supsupd.learning.statistics import InputStatistics, input_distance, input_limit, log_wealth, mixed
+from supsupd.learning.statistics import (
+    VARIANCE_FLOOR,
+    InputStatistics,
+    far_outside,
+    input_distance,
+    input_limit,
+    log_wealth,
+    mixed,
+)
 from supsupd.learning.transfer import Earlier, start_scores
 from supsupd.learning.workshop import Workshop, of_first
 
@@ -41,6 +50,16 @@ class Provisional:
         """Log wealth over the `newest` members, or over all of them but the first."""
         counted = self.wins if newest is None else self.wins[len(self.wins) - newest :]
         return mixed(np.sum(counted, axis=0)) if counted else 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds: the rows of its members, and its training state."""
+        return self.state.nbytes + self.mask.nbytes + sum(m.batch.samples.nbytes for m in self.members)
+
+    @property
+    def origin(self) -> str:
+        """Who sent most of its members."""
+        return Counter(m.batch.origin for m in self.members).most_common(1)[0][0]
 
     @property
     def labels(self) -> np.ndarray:
@@ -71,6 +90,35 @@ class Nursery:
         self.provisionals.pop(provisional.provisional_id, None)
         self.provisionals[provisional.provisional_id] = provisional
         self._next = max(self._next, provisional.provisional_id + 1)
+
+    def crowded_out(self, newest: Provisional) -> list[Provisional]:
+        """Those that have to go so that all others and `newest`, the latest touched, fit into the room that there is.
+
+        Whoever has sent most of what does not fit gives up first, and of that what was longest untouched: nobody pushes
+        out what is others'.
+        """
+        kept = [p for p in self.provisionals.values() if p.provisional_id != newest.provisional_id] + [newest]
+        room = self._workshop.learner.settings.memory_bytes + newest.state.nbytes  # one can always be begun
+        gone = []
+        while (many := len(kept) > self._workshop.settings.max_provisional) or sum(p.nbytes for p in kept) > room:
+            held: Counter[str] = Counter()
+            for provisional in kept:
+                held[provisional.origin] += 1 if many else provisional.nbytes
+            most = max(held.values())
+            gone.append(next(p for p in kept if held[p.origin] == most))
+            kept.remove(gone[-1])
+        return gone
+
+    def without_foreign(self, host: Provisional, member: Member) -> Member:
+        """The member without the rows that lie far outside what its host has seen, unless most do."""
+        samples, inputs = member.samples, host.inputs
+        error = self._workshop.settings.false_alarm
+        foreign = far_outside(samples.x.cpu().numpy(), inputs.mean, inputs.variance + VARIANCE_FLOOR, error)
+        if not foreign.any() or 2 * foreign.sum() > len(foreign):
+            return member
+        taken = np.setdiff1d(np.arange(member.start, member.stop), member.left_out)
+        left_out = np.union1d(member.left_out, taken[foreign]).astype(np.int64)
+        return replace(member, left_out=tuple(left_out.tolist()))
 
     def host(self, member: Member, classes: int) -> Provisional | None:
         """The provisional task that the batch belongs to: the one whose mask wins on it, else the most alike."""

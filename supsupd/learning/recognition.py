@@ -36,6 +36,7 @@ class Candidate:
         errors: rows that the mask has wrong.
         denied: mean probability (n,) denied to the labels, and what it may be: `denied_limit`.
         wealth: log wealth of betting on the mask, and what it has to reach: `wealth_needed`.
+        foreign: rows of the batch, of those that decide, that lie far outside what the task has seen.
     """
 
     task: int
@@ -46,6 +47,7 @@ class Candidate:
     denied_limit: float
     wealth: float
     wealth_needed: float
+    foreign: tuple[int, ...] = ()
 
     @property
     def consistent(self) -> bool:
@@ -57,10 +59,15 @@ class Candidate:
 
     @property
     def known(self) -> bool:
-        return self.consistent and self.better_than_chance
+        return self.consistent and self.better_than_chance and not self.mostly_foreign
+
+    @property
+    def mostly_foreign(self) -> bool:
+        return 2 * len(self.foreign) > len(self.denied)
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        foreign = {"foreign": len(self.foreign)} if self.foreign else {}
+        return foreign | {
             "task": self.task,
             "errors": self.errors,
             "denied": round(float(self.denied.mean()), 4),
@@ -79,7 +86,7 @@ class Verdict:
     Args:
         candidates: the evidence of every task on the rows that decide, best first.
         start, stop: the rows that decide: the whole batch, or the longer side of a change point,
-        left_out: but of these the rows that another task explains,
+        left_out: but of these the rows that another task explains, or that are foreign to the known one,
         count: of the rows of the batch.
     """
 
@@ -124,7 +131,7 @@ class Recogniser:
         """
         if not references:
             return Verdict([], 0, len(labels), len(labels))
-        null = np.stack([null_probability(labels, r, classes) for r in references])
+        null = _null(labels, references, classes)
         verdict = self._weigh(labels, scores, references, null, Part(0, len(labels)))
         if whole:
             return verdict
@@ -136,6 +143,13 @@ class Recogniser:
             return verdict
         best = max(found, key=lambda two: two.log_likelihood)
         return self._weigh(labels, scores, references, null, Part(best.start, best.stop, best.left_out))
+
+    def weigh_part(
+        self, labels: np.ndarray, scores: MaskScores, reference: Reference, classes: int, rows: Part
+    ) -> Candidate:
+        """One task's evidence on some rows of a batch; `scores` of shape (1, n)."""
+        (candidate,) = self._weigh(labels, scores, [reference], _null(labels, [reference], classes), rows).candidates
+        return candidate
 
     def _weigh(
         self,
@@ -162,6 +176,10 @@ class Recogniser:
         ]
         candidates.sort(key=lambda c: (not c.known, -c.wealth))
         return Verdict(candidates, rows.start, rows.stop, len(labels), rows.left_out)
+
+
+def _null(labels: np.ndarray, references: list[Reference], classes: int) -> np.ndarray:
+    return np.stack([null_probability(labels, reference, classes) for reference in references])
 
 
 def null_probability(labels: np.ndarray, reference: Reference, classes: int) -> np.ndarray:

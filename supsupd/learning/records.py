@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +25,8 @@ class LabelledBatch:
         given: the user's key of the task it belongs to, in the scenarios where that comes with it (`given`).
         given_id: the task that answers for this key, where it is known; else it is looked for among the tasks' keys.
         content: hash of its samples and labels alone, if `sha256` covers more.
+        origin: who sent it: a source, and in it a sender.
+        came: rows that it came with, if only some of them are learned.
     """
 
     batch_id: int
@@ -34,6 +35,8 @@ class LabelledBatch:
     given: str | None = None
     given_id: int | None = None
     content: str | None = None
+    origin: str = ""
+    came: int | None = None
 
     @property
     def seed(self) -> str:
@@ -138,4 +141,4 @@ class Change:
 
 def pooled(members: tuple[Member, ...]) -> Samples:
     """The rows taken of all members, in order."""
-    return reduce(Samples.joined, [m.samples for m in members])
+    return Samples.joined([m.samples for m in members])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -85,6 +86,38 @@ def split_rows(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, float
     return posterior, float(np.log(share * first + (1.0 - share) * second).sum())
 
 
+SLICE_VALUES = 1 << 21
+"""Values that are held as float64 at once: 16 MiB."""
+FREEDOM_ROWS = 1024
+"""Rows that tell how many of the inputs are independent."""
+ROUNDING = 2.0**-6
+"""Of a mean, by which an input may be off unnoticed: twice what is kept of it in bfloat16 is uncertain by."""
+
+
+def iter_slices(x: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows of x (n, d) in order, a few at a time, as float64."""
+    rows = max(1, SLICE_VALUES // x.shape[1])
+    return (x[start : start + rows].astype(np.float64) for start in range(0, len(x), rows))
+
+
+def mean_and_variance(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every input of rows x (n, d), float64 (d,) each."""
+    mean = sum(part.sum(axis=0) for part in iter_slices(x)) / len(x)
+    return mean, sum(((part - mean) ** 2).sum(axis=0) for part in iter_slices(x)) / len(x)
+
+
+def far_outside(x: np.ndarray, mean: np.ndarray, variance: np.ndarray, error: float) -> np.ndarray:
+    """Which rows of x (n, d) lie far outside what has these means and variances (d,), bool (n,).
+
+    Those whose squared distance, in variances and on average over the inputs, exceeds n / `error`. Its expectation is
+    1 for a row of the source, however its inputs are distributed and hang together, so that any of its rows exceeds
+    this with probability `error` or less (Markov).
+    """
+    scale = variance + (ROUNDING * mean) ** 2 + np.finfo(np.float32).tiny
+    distance = np.concatenate([((part - mean) ** 2 / scale).mean(axis=1) for part in iter_slices(x)])
+    return distance > len(x) / error
+
+
 @dataclass(frozen=True)
 class InputStatistics:
     """Mean and variance of every input over n rows; float64 (d,) each."""
@@ -97,12 +130,12 @@ class InputStatistics:
     @classmethod
     def of(cls, x: np.ndarray) -> InputStatistics:
         """From rows x (n, d); `freedom` is the effective number of independent inputs, (tr Σ)² / tr Σ²."""
-        x = x.astype(np.float64)
-        mean = x.mean(axis=0)
-        centred = (x - mean) / np.sqrt(x.var(axis=0) + VARIANCE_FLOOR)
-        gram = centred @ centred.T if len(x) <= x.shape[1] else centred.T @ centred
+        mean, variance = mean_and_variance(x)
+        seen = x[:: math.ceil(len(x) / FREEDOM_ROWS)].astype(np.float64)
+        centred = (seen - mean) / np.sqrt(variance + VARIANCE_FLOOR)
+        gram = centred @ centred.T if len(seen) <= x.shape[1] else centred.T @ centred
         trace, square = float(np.trace(gram)), float((gram**2).sum())
-        return cls(len(x), mean, x.var(axis=0), max(1.0, trace**2 / square) if square else 1.0)
+        return cls(len(x), mean, variance, max(1.0, trace**2 / square) if square else 1.0)
 
     def joined(self, other: InputStatistics) -> InputStatistics:
         """Of the union of both row sets."""

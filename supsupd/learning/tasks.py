@@ -107,7 +107,7 @@ class TaskLearner(ABC):
 
     def _drop_stale(self) -> None:
         active = [t for t in self.tasks.values() if t.state is not None]
-        for stale in active[: -self.learner.settings.active_tasks]:
+        for stale in active[: -self.learner.active_tasks]:
             self.tasks[stale.task_id] = replace(stale, state=None)
 
     def forget_task(self, task_id: int) -> None:
