@@ -41,11 +41,12 @@ class Stream:
         scorer = Scorer(network, threads=1)
         self.learner = pick_learner(self.recognition)(network, scorer, self.learning, self.recognition)
 
-    def feed(self, x, y, found=0):
-        """The kind of the decision about this batch."""
+    def feed(self, x, y, found=0, origin=""):
+        """The kind of the decision about this batch, which `origin` sent."""
         self.count += 1
         digest = hashlib.sha256(x.tobytes() + np.asarray(y).tobytes()).hexdigest()
-        change = self.learner.consider(LabelledBatch(self.count, digest, samples_of(x, y)), self.classes, found)
+        batch = LabelledBatch(self.count, digest, samples_of(x, y), origin=origin)
+        change = self.learner.consider(batch, self.classes, found)
         self._take(change)
         asked_again = change.may_explain_more
         while asked_again and (again := self.learner.reconsider(self.classes)) is not None:

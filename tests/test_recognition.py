@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from digits import draw, held_out
-from learning_stream import Stream, samples_of
+from learning_stream import Stream, samples_of, small_network
 
 from supsupd.learning.reference import Gauge, Reference
-from supsupd.sections import RecognitionSettings
+from supsupd.sections import LearningSettings, RecognitionSettings
 
 
 def feed(stream, task, seeds, rows=64):
@@ -211,6 +211,40 @@ def test_no_more_than_the_set_number_of_provisional_tasks_is_kept():
     assert len(stream.given_up) == 9 - sum(len(p.members) for p in stream.learner.provisionals.values())
 
 
+def test_nobody_pushes_out_what_others_have_sent():
+    rng = np.random.default_rng(1)
+    stream = Stream()
+    assert stream.feed(**draw(0, 1), origin="camera") == "unsure"
+    for _ in range(20):
+        junk = rng.random((32, 64)) ** 8 * rng.permutation(64) ** 2
+        stream.feed(junk, rng.integers(0, 10, 32), origin="socket junk")
+    assert len(stream.learner.provisionals) == RecognitionSettings().max_provisional
+    assert 1 not in stream.given_up
+    assert stream.feed(**draw(0, 2), origin="camera") == "new"
+    assert stream.task_of == {1: 1, 22: 1}
+
+
+def test_what_is_provisional_is_bounded_in_bytes_and_its_rows_with_it():
+    rng = np.random.default_rng(1)
+    state = 12 * small_network().architecture.weights
+    learning = LearningSettings(memory_bytes=4 * state)
+    stream = Stream(learning=learning, recognition=RecognitionSettings(max_provisional=1000, patience_batches=1000))
+    for turn in range(60):  # some alike, and some of their own
+        source = 1.0 if turn % 2 else rng.permutation(64) ** 2
+        stream.feed(rng.random((128, 64)) ** 8 * source, rng.integers(0, 10, 128))
+        held = sum(p.nbytes for p in stream.learner.provisionals.values())
+        assert held <= learning.memory_bytes + state
+    assert stream.given_up
+
+
+def test_training_states_are_bounded_in_bytes_too():
+    state = 12 * small_network().architecture.weights
+    stream = Stream(learning=LearningSettings(memory_bytes=2 * state + 1))
+    for task in (0, 1, 2):
+        feed(stream, task, range(4))
+    assert [t.state is None for t in stream.learner.tasks.values()] == [True, False, False]
+
+
 def test_a_batch_that_joins_a_provisional_task_costs_the_others_nothing():
     rng = np.random.default_rng(1)
     stream = Stream()
@@ -223,8 +257,6 @@ def test_a_batch_that_joins_a_provisional_task_costs_the_others_nothing():
 
 
 def test_scores_are_kept_for_the_recent_tasks_only_and_the_others_go_on_from_their_bits():
-    from supsupd.sections import LearningSettings
-
     stream = Stream(learning=LearningSettings(active_tasks=1))
     for task in (0, 1):
         feed(stream, task, range(4))

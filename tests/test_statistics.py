@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from supsupd.learning.index import InputDensity, InputMoments
 from supsupd.learning.statistics import (
     BETS,
     InputStatistics,
+    far_outside,
     gamma_quantile,
     input_distance,
     input_limit,
@@ -82,3 +84,50 @@ def test_constant_inputs_are_one_source():
     left, right = InputStatistics.of(np.zeros((16, 5))), InputStatistics.of(np.zeros((8, 5)))
     assert input_distance(left, right) == 0.0
     assert input_limit(left, right, 0.001) > 0.0
+
+
+def heavy(rng, shape):
+    return rng.standard_t(3, shape)
+
+
+SOURCES = {
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "heavy tails": heavy,
+    "skewed": lambda rng, shape: np.exp(rng.standard_normal(shape)),
+    "discrete": lambda rng, shape: rng.integers(0, 2, shape).astype(float),
+    "constant": lambda rng, shape: np.full(shape, 3.0),
+    "rarely anything": lambda rng, shape: (rng.random(shape) < 0.002).astype(float),
+    "far from 0": lambda rng, shape: 9e5 + rng.standard_normal(shape),
+    "one wide among narrow": lambda rng, shape: heavy(rng, shape) * np.where(np.arange(shape[1]) == 0, 1e4, 1e-4),
+    "all inputs one": lambda rng, shape: np.repeat(heavy(rng, (shape[0], 1)), shape[1], axis=1),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_rarely_lies_far_outside_what_it_has_shown_whatever_its_law(source):
+    rng = np.random.default_rng(0)
+    error, trials, alarms = 1e-2, 1000, 0
+    for _ in range(trials):
+        seen, new = (SOURCES[source](rng, (64, 16)).astype(np.float32) for _ in range(2))
+        alarms += InputDensity.of(InputMoments.of(seen)).far_outside(new, error).any()
+    assert alarms <= error * trials
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_rows_a_million_times_as_large_lie_far_outside(source):
+    rng = np.random.default_rng(0)
+    seen, new = (SOURCES[source](rng, (64, 16)) + 1.0 for _ in range(2))
+    new[::8] *= 1e6
+    density = InputDensity.of(InputMoments.of(seen.astype(np.float32)))
+    assert np.flatnonzero(density.far_outside(new, 1e-3)).tolist() == list(range(0, 64, 8))
+
+
+def test_statistics_of_many_rows_are_those_of_all_rows():
+    x = np.random.default_rng(0).normal(5.0, 2.0, (150_000, 20)).astype(np.float32)  # more than one slice
+    found = InputStatistics.of(x)
+    assert found.mean == pytest.approx(x.mean(axis=0, dtype=np.float64), rel=1e-9)
+    assert found.variance == pytest.approx(x.var(axis=0, dtype=np.float64), rel=1e-9)
+    assert found.freedom == pytest.approx(20, rel=0.1)
+    moments = InputMoments.of(x)
+    assert moments.square == pytest.approx((x.astype(np.float64) ** 2).mean(axis=0), rel=1e-6)
+    assert far_outside(x, found.mean, found.variance, 1e-3).sum() == 0

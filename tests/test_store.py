@@ -423,7 +423,9 @@ def test_the_state_of_a_retired_task_waits_and_takes_no_place(store):
             training_states.save(session, task_id, 1, b"s")
         tasks.retire(session, ids[1])
         training_states.keep_recent(session, 2)
-        assert [row.task_id for row in training_states.load_states(session)] == [ids[3], ids[2], ids[1]]
+        assert [row.task_id for row in training_states.load_states(session)] == [ids[3], ids[2]]
+        assert training_states.get_payload(session, ids[1]) == b"s"
+        tasks.reopen(session, ids[1])
         training_states.touch(session, ids[1])
         training_states.forget(session, ids[3])
         training_states.forget(session, ids[0])
