@@ -17,23 +17,24 @@ def check_statement(context: Any, parameters: Any, many: bool) -> None:
 
     context: SQLAlchemy's, of a statement; parameters: as the driver gets them, `many`: a list of such.
     """
-    for row in parameters if many else (parameters,):
-        _check_row(row.values() if isinstance(row, Mapping) else row)
+    for row in parameters if many and isinstance(parameters, list) else (parameters,):
+        _check_all(row.values() if isinstance(row, Mapping) else row)
     statement = context.compiled.statement if context.compiled is not None else None
     if isinstance(statement, Insert | Update):
         columns = statement.table.columns
         for values in context.compiled_parameters:  # those to store have the names of their columns, no others do
-            for name, value in values.items():
-                if name in columns:
-                    _check_value(columns[name], value)
+            stored = {columns[name]: value for name, value in values.items() if name in columns}
+            for column, value in stored.items():
+                _check_value(column, value)
+            _check_size(sum(len(value) for value in stored.values() if isinstance(value, bytes)))
 
 
-def check_text(text: str) -> int:
-    """Its length in bytes. Raises ValueRefused for what is no text to a database."""
+def check_text(text: str) -> None:
+    """Raises ValueRefused for what is no text to a database."""
     if "\0" in text:
         raise ValueRefused(f"this cannot be stored: a text with a NUL: {text[:40]!a}")
     try:
-        return len(text) if text.isascii() else len(text.encode())
+        _check_size(len(text) if text.isascii() else len(text.encode()))
     except UnicodeEncodeError:
         raise ValueRefused(f"this cannot be stored: a text with half a character: {text[:40]!a}") from None
 
@@ -43,17 +44,17 @@ def storable(text: str, most: int | None = None) -> str:
     return text[:most].encode(errors="replace").decode().replace("\0", "?")
 
 
-def _check_row(values: Iterable[Any]) -> None:
-    size = 0
+def _check_all(values: Iterable[Any]) -> None:
     for value in values:
         if isinstance(value, str):
-            size += check_text(value)
-        elif isinstance(value, bytes):
-            size += len(value)
+            check_text(value)
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueRefused("this cannot be stored: a number of more than 64 bits")
+
+
+def _check_size(size: int) -> None:
     if size > ROW_BYTES:
-        raise ValueRefused(f"this cannot be stored: a row of {size} bytes, at most {ROW_BYTES} expected")
+        raise ValueRefused(f"this cannot be stored: {size} bytes in one row, at most {ROW_BYTES} expected")
 
 
 def _check_value(column: Column[Any], value: Any) -> None:

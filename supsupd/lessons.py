@@ -210,7 +210,10 @@ class Lessons:
             raise BatchRejected("bad_labels", str(error)) from None
         samples = Samples.of(x, classes.encode(batch.y), self._device)
         given_id = self._given_id(batch)
-        return LabelledBatch(row.id, row.sha256, samples, batch.task, given_id, content=batch.sha256()), classes
+        labelled = LabelledBatch(
+            row.id, row.sha256, samples, batch.task, given_id, content=batch.sha256(), origin=row.origin
+        )
+        return labelled, classes
 
     def _given_id(self, batch: Batch) -> int | None:
         """The task that the batch names, if it does and there is one.

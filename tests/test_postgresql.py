@@ -153,7 +153,7 @@ def read_only_for(url):
 @pytest.fixture
 def own_role(url):
     """The URL for a role of the test's own, whose settings are nobody else's."""
-    role, schema = f"role_{uuid.uuid4().hex}", schema_of(url)
+    role = f"role_{uuid.uuid4().hex}"
     with administrator() as run:
         run(f"CREATE ROLE {role} LOGIN SUPERUSER")
         try:

@@ -26,6 +26,7 @@ class LabelledBatch:
         given: the user's key of the task it belongs to, in the scenarios where that comes with it (`given`).
         given_id: the task that answers for this key, where it is known; else it is looked for among the tasks' keys.
         content: hash of its samples and labels alone, if `sha256` covers more.
+        origin: where it came from: the source, and who posted it.
     """
 
     batch_id: int
@@ -34,6 +35,7 @@ class LabelledBatch:
     given: str | None = None
     given_id: int | None = None
     content: str | None = None
+    origin: str = ""
 
     @property
     def seed(self) -> str:
