@@ -170,6 +170,8 @@ class PostgresBackend:
     def explain(self, error: Exception, committing: bool) -> StoreError:
         """A COMMIT whose connection is gone may have been carried out: only a new connection can tell."""
         cause = getattr(error, "orig", None) or error
+        if isinstance(cause, StoreError):  # our own, of a value
+            return cause
         state = getattr(cause, "sqlstate", None)
         gone = bool(getattr(error, "connection_invalidated", False)) or (state or "").startswith("08")
         kind = CommitUnknown if committing and gone else self._kind(cause, state)

@@ -119,6 +119,8 @@ class SqliteBackend:
     def explain(self, error: Exception, committing: bool) -> StoreError:
         """A COMMIT that fails for want of room, or of a lock, stores nothing; any other failure ends the process."""
         cause = getattr(error, "orig", None) or error
+        if isinstance(cause, StoreError):  # our own, of a value
+            return cause
         return _kind(cause)(f"the database refused: {one_line(cause)}")
 
     def fold(self, connection: Connection) -> None:
