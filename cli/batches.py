@@ -10,8 +10,8 @@ from cli.output import print_pairs, print_rows
 if TYPE_CHECKING:
     from supsupd.client import Client
 
-BATCH_FIELDS = ("batch", "name", "sha256", "state", "task", "decision", "reason")
-REJECTED_FIELDS = ("batch", "source", "name", "code", "reason", "state", "bytes", "at")
+BATCH_FIELDS = ("batch", "sender", "name", "sha256", "state", "task", "decision", "reason")
+REJECTED_FIELDS = ("batch", "source", "sender", "name", "code", "reason", "state", "bytes", "at")
 
 batches_app = typer.Typer(help="The batches that the daemon has seen.", rich_markup_mode=None, no_args_is_help=True)
 

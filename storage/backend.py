@@ -10,10 +10,11 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from storage.errors import StoreError, TransactionLost
+from storage.bounds import check_statement, check_text
+from storage.errors import StoreError, TransactionLost, ValueRefused
 from storage.models import StoreSession
 
-REFUSALS = (SQLAlchemyError, UnicodeDecodeError)
+REFUSALS = (SQLAlchemyError, UnicodeError)
 """What a statement may raise: where a database is damaged, even the words in which SQLite refuses may be no text."""
 
 Target: TypeAlias = Path | str
@@ -61,7 +62,8 @@ class Backend(Protocol):
 
 
 def guard(engine: Engine, begin: str, in_transaction: Callable[[Any], bool]) -> Engine:
-    """Let transactions be begun by `begin` alone, and no statement take effect outside of one.
+    """Let transactions be begun by `begin` alone, and no statement take effect outside of one, nor with what only one
+    kind of store can hold.
 
     in_transaction: whether a driver's connection is inside one that can still be committed.
     """
@@ -70,22 +72,25 @@ def guard(engine: Engine, begin: str, in_transaction: Callable[[Any], bool]) -> 
         if not in_transaction(connection.connection.driver_connection):
             raise TransactionLost("the database ended the transaction by itself; nothing of it was stored")
 
-    def refuse_autocommit(connection: Connection, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def check(connection: Connection, _cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         if not statement.startswith("BEGIN"):
             require_transaction(connection)
+            check_statement(context, parameters, many)
 
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
-    event.listen(engine, "before_cursor_execute", refuse_autocommit)
+    event.listen(engine, "before_cursor_execute", check)
     event.listen(engine, "commit", require_transaction)
     return engine
 
 
 def dump_json(value: Any) -> str:
-    """Strict JSON. Raises StoreError for what it cannot hold, as a NaN."""
+    """Strict JSON. Raises ValueRefused for what it cannot hold, as a NaN."""
     try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"this cannot be stored: {error}") from error
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueRefused(f"this cannot be stored: {error}") from error
+    check_text(text)
+    return text
 
 
 def load_json(data: str | bytes) -> Any:

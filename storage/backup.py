@@ -9,7 +9,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def check_backup(file: Path) -> Manifest:
 def restore_backup(file: Path, backend: Backend, spool: Path, *, force: bool = False) -> Manifest:
     """Put a store back as it was when the backup was made. The caller holds the state's lock.
 
-    The database comes last and at once: before, the store is what it was. force: replace what is there.
+    The database comes last and at once: before, the store is what it was. force: replace what is there. PostgreSQL's
+    gets the newest schema, SQLite's that of the backup.
     Raises BackupInvalid, SchemaMismatch for one of a newer program, FileExistsError when something is there already,
     StoreError when the database refuses, OSError.
     """
@@ -99,7 +100,7 @@ def restore_backup(file: Path, backend: Backend, spool: Path, *, force: bool = F
         if isinstance(backend, SqliteBackend):
             _replace_database(backend, folder / DATABASE)
         else:
-            _refill_database(backend, folder / DATABASE, manifest.revision)
+            manifest = replace(manifest, revision=_refill_database(backend, folder / DATABASE))
     return manifest
 
 
@@ -293,7 +294,11 @@ def _replace_database(backend: SqliteBackend, copy: Path) -> None:
     _sync(backend.path.parent)
 
 
-def _refill_database(backend: Backend, copy: Path, revision: str) -> None:
+def _refill_database(backend: Backend, copy: Path) -> str:
+    """Brings the copy to the newest schema before: in older ones SQLite took what PostgreSQL cannot. Returns it."""
+    revision = schema.known_revisions()[-1]
+    with SqliteBackend(copy).migrating() as connection:
+        command.upgrade(schema.migration_config(connection), revision)
     readers = SqliteBackend(copy).readers()
     try:
         with translated(backend), readers.connect() as source, backend.migrating() as connection:
@@ -305,6 +310,7 @@ def _refill_database(backend: Backend, copy: Path, revision: str) -> None:
             copying.copy_rows(source, connection)
     finally:
         readers.dispose()
+    return revision
 
 
 def _hash(path: Path) -> str:

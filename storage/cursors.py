@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from storage.bounds import storable
 from storage.models import CursorRow, digest_key
 
 
@@ -22,7 +23,7 @@ def advance_all(session: Session, source: str, positions: Mapping[str, str]) -> 
         if digests[key] in known:
             known[digests[key]].position = position
         else:
-            session.add(CursorRow(digest=digests[key], source=source, key=key, position=position))
+            session.add(CursorRow(digest=digests[key], source=source, key=storable(key), position=position))
     session.flush()
 
 
@@ -34,9 +35,9 @@ def load_cursors(session: Session, source: str) -> dict[str, str]:
 
 def find_positions(session: Session, source: str, keys: Collection[str]) -> dict[str, str]:
     """How far `source` is read for these keys; those that it never was are missing."""
-    digests = [digest_key(source, key) for key in keys]
-    query = select(CursorRow.key, CursorRow.position).where(CursorRow.digest.in_(digests))
-    return {row.key: row.position for row in session.execute(query)}
+    wanted = {digest_key(source, key): key for key in keys}
+    query = select(CursorRow.digest, CursorRow.position).where(CursorRow.digest.in_(wanted))
+    return {wanted[row.digest]: row.position for row in session.execute(query)}
 
 
 def forget(session: Session, source: str, key: str) -> None:

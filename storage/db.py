@@ -25,6 +25,7 @@ from storage.errors import (
     StoreTaken,
     StoreUnavailable,
     TransactionLost,
+    ValueRefused,
 )
 from storage.sqlite import SqliteBackend
 from storage.verification import find_differences, verify
@@ -40,6 +41,7 @@ __all__ = [
     "StoreUnavailable",
     "Target",
     "TransactionLost",
+    "ValueRefused",
     "backend_of",
     "downgrade",
     "migrating",

@@ -5,6 +5,10 @@ class StoreError(RuntimeError):
     """The database refused: damaged, against a constraint, or as a subclass says. Nothing was stored."""
 
 
+class ValueRefused(StoreError):
+    """A value that no store holds, or that a constraint forbids: it would be refused again. Nothing was stored."""
+
+
 class TransactionLost(StoreError):
     """The transaction was over before its end, as SQLite ends one by itself: all of it has to be done again."""
 

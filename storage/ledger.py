@@ -12,17 +12,21 @@ row, so that ids are always the order of learning.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, CursorResult, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from storage.bounds import storable
 from storage.models import STATES, BatchRow, Kind, SightingRow, digest_key, utc_now
 
 Result = Literal["unsure", "scored", "committed", "quarantined"]
 OPEN = ("training", "unsure")  # what can still be finished
 REJECTED = ("quarantined", "suspended")  # what an operator may send in again, or drop
 SPOOLED = ("staged", "training", "unsure", *REJECTED)  # whose bytes are kept
+FORGOTTEN = 64
+"""Expired deliveries that are removed whenever a new one is recorded: more than come."""
 MAX_CRASHES = 10
 """So often the process may die with the same batch in training before it is suspended."""
 
@@ -40,7 +44,8 @@ class Entry:
     """A batch at the door, its bytes already in the spool.
 
     size: bytes; samples: rows of x; given_task: the task that came with it, as the user named it; dedupe_key: 64 hex
-    digits, the same for what counts as the same batch, by default `sha256`; form: the format, None for .npz.
+    digits, the same for what counts as the same batch, by default `sha256`; form: the format, None for .npz; sender:
+    who posted it, None where a source delivered it.
     """
 
     source: str
@@ -53,6 +58,7 @@ class Entry:
     dedupe_key: str | None = None
     form: str | None = None
     retry_of: int | None = None
+    sender: str | None = None
 
     @property
     def key(self) -> str:
@@ -135,6 +141,7 @@ def _staged_row(entry: Entry, first: BatchRow | None) -> BatchRow:
         given_task=entry.given_task,
         form=entry.form,
         retry_of=entry.retry_of,
+        sender=entry.sender,
         state="duplicate" if first else "staged",
         reason=_why_duplicate(first) if first else None,
     )
@@ -153,20 +160,35 @@ def _rejected_row(rejected: Rejected) -> BatchRow:
     )
 
 
-def sight(session: Session, source: str, batches: Mapping[str, int]) -> None:
-    """Record which batches the deliveries of these identities became. The database refuses an identity twice."""
+def sight(session: Session, source: str, batches: Mapping[str, int], expires_at: datetime | None = None) -> None:
+    """Record which batches the deliveries of these identities became, until they expire if ever.
+
+    The database refuses an identity twice. Some that expired are removed, and these if they did.
+    """
+    rows = {digest_key(source, identity): (identity, id_) for identity, id_ in batches.items()}
+    if expires_at is not None:
+        _forget_expired(session, rows)
     session.add_all(
-        SightingRow(digest=digest_key(source, identity), source=source, identity=identity, batch_id=id_)
-        for identity, id_ in batches.items()
+        SightingRow(digest=digest, source=source, identity=storable(identity), batch_id=id_, expires_at=expires_at)
+        for digest, (identity, id_) in rows.items()
     )
     session.flush()
 
 
+def _forget_expired(session: Session, digests: Collection[str]) -> None:
+    """Those of these digests, and so many others that it takes no time. The oldest go first."""
+    expired = SightingRow.expires_at <= utc_now()
+    oldest = select(SightingRow.digest).where(expired).order_by(SightingRow.expires_at).limit(FORGOTTEN)
+    session.execute(delete(SightingRow).where(expired, SightingRow.digest.in_(digests)))
+    session.execute(delete(SightingRow).where(SightingRow.digest.in_(session.scalars(oldest).all())))
+
+
 def find_sightings(session: Session, source: str, identities: Collection[str]) -> dict[str, int]:
-    """The batches that deliveries of these identities became; what is new is not among them."""
-    digests = [digest_key(source, identity) for identity in identities]
-    query = select(SightingRow.identity, SightingRow.batch_id).where(SightingRow.digest.in_(digests))
-    return {found.identity: found.batch_id for found in session.execute(query)}
+    """The batches that deliveries of these identities became; what is new, or expired, is not among them."""
+    wanted = {digest_key(source, identity): identity for identity in identities}
+    valid = or_(SightingRow.expires_at.is_(None), SightingRow.expires_at > utc_now())
+    query = select(SightingRow.digest, SightingRow.batch_id).where(SightingRow.digest.in_(wanted), valid)
+    return {wanted[found.digest]: found.batch_id for found in session.execute(query)}
 
 
 def retry(session: Session, batch_id: int, entry: Entry) -> int:
@@ -197,7 +219,7 @@ def _close_rejected(session: Session, batch_id: int, state: Literal["retried", "
 
 
 def forget_content(session: Session, batch_id: int) -> None:
-    """The same content may come in again: what was kept of this batch is damaged."""
+    """The same content may come in again: what was kept of this batch is damaged, or nothing was decided about it."""
     session.execute(update(BatchRow).where(BatchRow.id == batch_id).values(dedupe_key=None))
 
 
@@ -362,11 +384,24 @@ def _keeps_bytes() -> ColumnElement[bool]:
     return BatchRow.state.in_(SPOOLED) & BatchRow.sha256.is_not(None)
 
 
-def waiting(session: Session) -> tuple[int, int]:
-    """How many batches wait to be claimed, and their bytes."""
-    query = select(func.count(), func.coalesce(func.sum(BatchRow.size), 0)).where(BatchRow.state == "staged")
-    count, size = session.execute(query).one()
-    return count, int(size)
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How many batches wait to be claimed, and their bytes: of all, and `own` of one source or sender."""
+
+    count: int
+    size: int
+    own_count: int
+    own_size: int
+
+
+def waiting(session: Session, source: str, sender: str | None = None) -> Waiting:
+    """What waits to be claimed."""
+    own = and_(BatchRow.source == source, BatchRow.sender.is_not_distinct_from(sender))
+    sizes = (BatchRow.size, case((own, 1), else_=0), case((own, BatchRow.size), else_=0))
+    sums = (func.coalesce(func.sum(size), 0) for size in sizes)
+    found = session.execute(select(func.count(), *sums).where(BatchRow.state == "staged")).one()
+    count, size, own_count, own_size = map(int, found)
+    return Waiting(count, size, own_count, own_size)
 
 
 def count_by_state(session: Session) -> dict[str, int]:

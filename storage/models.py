@@ -226,6 +226,11 @@ class BatchRow(Base):
         {"sqlite_autoincrement": True},
     )
 
+    @property
+    def origin(self) -> str:
+        """Where it came from: the source, and who posted it."""
+        return self.source if self.sender is None else f"{self.source} {self.sender}"
+
 
 class MaskVersionRow(AppendOnly, Base):
     """One version of a task's supermask: its packed bits and the float32 statistics of its normalisation.
@@ -275,7 +280,7 @@ class DecisionRow(AppendOnly, Base):
 
 def digest_key(*parts: str) -> str:
     """The primary key of what texts of any length name: SHA-256, 64 hex digits. An index takes only short rows."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()
 
 
 class CursorRow(Base):

@@ -11,7 +11,19 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, MetaData, NullPool, QueuePool, create_engine, event, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    ExceptionContext,
+    MetaData,
+    NullPool,
+    QueuePool,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from storage.backend import dump_json, guard, load_json, one_line
@@ -23,13 +35,32 @@ from storage.errors import (
     StoreFailed,
     StoreTaken,
     StoreUnavailable,
+    ValueRefused,
 )
 
 SAFE = ("fsync", "full_page_writes", "synchronous_commit")
 STATEMENT_SECONDS = 60
 KEEPALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 """A peer that is gone without a word is noticed within a minute, at both ends."""
+STALE = frozenset(
+    (
+        "0A000",  # a plan that no longer fits
+        "25006",  # read-only: by a setting, or as a standby
+        "26000",  # a prepared statement that is gone
+        "3F000",  # no such schema: the search path
+        "42501",  # what the role may not do any more
+        "42P01",  # no such table: the search path
+        "55000",  # not now, as on a standby
+    )
+)
+"""SQLSTATE -> the session is bound to what was true when it began, and a new one need not be: StoreUnavailable too."""
 KINDS: dict[str, type[StoreError]] = {
+    "22": ValueRefused,  # data
+    "23": ValueRefused,  # constraints
+    "54": ValueRefused,  # more than fits
+    "08": StoreUnavailable,  # connections
+    "25P03": StoreUnavailable,  # idle too long within a transaction
+    "25P04": StoreUnavailable,  # a transaction that took too long
     "53100": DiskFull,
     "58030": StoreFailed,
     "53200": StoreUnavailable,  # out of memory
@@ -39,11 +70,12 @@ KINDS: dict[str, type[StoreError]] = {
     "57P01": StoreUnavailable,  # terminated by an administrator
     "57P02": StoreUnavailable,  # crash of another backend
     "57P03": StoreUnavailable,  # starting up, shutting down
+    "57P04": StoreUnavailable,  # the database was dropped
     "57P05": StoreUnavailable,  # idle session timeout
     "40001": StoreUnavailable,
     "40P01": StoreUnavailable,
 }
-"""SQLSTATE -> what it is to us; class 08 (connections) and none at all are StoreUnavailable, all others StoreError."""
+"""SQLSTATE, or its class -> what it is to us; none at all is StoreUnavailable, all others StoreError."""
 SEARCH_PATH = re.compile(r"search_path\s*=\s*([^\s]+)")
 
 
@@ -138,6 +170,8 @@ class PostgresBackend:
     def explain(self, error: Exception, committing: bool) -> StoreError:
         """A COMMIT whose connection is gone may have been carried out: only a new connection can tell."""
         cause = getattr(error, "orig", None) or error
+        if isinstance(cause, StoreError):  # our own, of a value
+            return cause
         state = getattr(cause, "sqlstate", None)
         gone = bool(getattr(error, "connection_invalidated", False)) or (state or "").startswith("08")
         kind = CommitUnknown if committing and gone else self._kind(cause, state)
@@ -151,7 +185,7 @@ class PostgresBackend:
         if state is None:
             away = (self._driver.OperationalError, self._driver.InterfaceError)
             return StoreUnavailable if isinstance(cause, away) else StoreError
-        return StoreUnavailable if state.startswith("08") else KINDS.get(state, StoreError)
+        return StoreUnavailable if state in STALE else KINDS.get(state, KINDS.get(state[:2], StoreError))
 
     def _safe(self, cause: BaseException) -> str:
         said = one_line(cause)
@@ -177,6 +211,7 @@ class PostgresBackend:
             **pool,
         )
         event.listen(engine, "connect", partial(_set_up, statement_seconds))
+        event.listen(engine, "handle_error", _give_up_stale)
         return engine
 
     def _claim(self, driver: Any, _record: Any) -> None:
@@ -218,3 +253,9 @@ def _set_up(statement_seconds: int, driver: Any, _record: Any) -> None:
         f"SET TIME ZONE 'UTC'; SET statement_timeout = '{statement_seconds}s'; SET client_encoding = 'UTF8';"
         " SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
     )
+
+
+def _give_up_stale(context: ExceptionContext) -> None:
+    """Such a session is treated as a lost one: it is dropped, and a new one made for what comes next."""
+    if getattr(context.original_exception, "sqlstate", None) in STALE:
+        context.is_disconnect = True

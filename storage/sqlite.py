@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import Connection, Engine, NullPool, Pool, QueuePool, create_engine
 
 from storage.backend import dump_json, guard, load_json, one_line
-from storage.errors import DiskFull, SchemaMismatch, StoreError, StoreFailed, StoreUnavailable
+from storage.errors import DiskFull, SchemaMismatch, StoreError, StoreFailed, StoreUnavailable, ValueRefused
 
 log = structlog.get_logger("supsupd.storage")
 
@@ -119,6 +119,8 @@ class SqliteBackend:
     def explain(self, error: Exception, committing: bool) -> StoreError:
         """A COMMIT that fails for want of room, or of a lock, stores nothing; any other failure ends the process."""
         cause = getattr(error, "orig", None) or error
+        if isinstance(cause, StoreError):  # our own, of a value
+            return cause
         return _kind(cause)(f"the database refused: {one_line(cause)}")
 
     def fold(self, connection: Connection) -> None:
@@ -235,6 +237,9 @@ def _kind(error: BaseException) -> type[StoreError]:
         sqlite3.SQLITE_LOCKED: StoreUnavailable,
         sqlite3.SQLITE_FULL: DiskFull,
         sqlite3.SQLITE_IOERR: StoreFailed,
+        sqlite3.SQLITE_CONSTRAINT: ValueRefused,
+        sqlite3.SQLITE_MISMATCH: ValueRefused,
+        sqlite3.SQLITE_TOOBIG: ValueRefused,
     }
     return kinds.get(code & 0xFF, StoreError)
 

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import false, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from storage.bounds import storable
 from storage.models import Json, TaskRow, utc_now
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -26,7 +27,7 @@ class TaskUnknown(LookupError):
 
 
 class NameInvalid(ValueError):
-    """A task's name has 1 to 64 letters, digits, `_`, `.` or `-`."""
+    """A task's name has 1 to 64 letters, digits, `_`, `.` or `-`, its key 1 to 255 characters."""
 
 
 class NameTaken(ValueError):
@@ -177,8 +178,10 @@ def find_key(session: Session, key: str) -> TaskRow | None:
 
 
 def set_key(session: Session, task_id: int, key: str) -> None:
-    """Record what the user calls a task. Raises TaskUnknown, and NameTaken when another task has the key."""
+    """Record what the user calls a task. Raises TaskUnknown, NameInvalid, and NameTaken when another task has it."""
     row = load_task(session, task_id)
+    if not 1 <= len(key) <= MAX_KEY:
+        raise NameInvalid(f"{len(key)} characters are not a task's key: 1 to {MAX_KEY} expected")
     if session.scalar(select(TaskRow.id).where(TaskRow.key == key, TaskRow.id != task_id)) is not None:
         raise NameTaken(f"another task has the key {key!r}")
     row.key = key
@@ -256,6 +259,8 @@ def _meant(session: Session, reference: int | str) -> list[TaskRow]:
     """All tasks that a reference can mean, as `resolve` reads it."""
     prefix, _, rest = str(reference).partition(":")
     kind, text = (prefix, rest) if prefix in ("id", "name", "key") else (None, str(reference))
+    if storable(text) != text:
+        return []
     if isinstance(reference, int):
         kind = "id"
     ways = {"name": TaskRow.name == text, "key": TaskRow.key == text}

@@ -60,6 +60,7 @@ class Arrival:
     identity: what the source calls this one delivery, where the same delivery may come again at any time (a stream's
     sequence number, an idempotency key); None where the cursor alone tells.
     may_grow: it may turn out not to be whole yet: then it is postponed instead of refused.
+    sender: who posted it; None where the source itself delivered it.
     """
 
     source: str
@@ -71,6 +72,7 @@ class Arrival:
     position: str
     identity: str | None = None
     may_grow: bool = False
+    sender: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

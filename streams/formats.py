@@ -85,12 +85,13 @@ _MAGIC = {
     b"\xff\xff\xff\xff": "arrow",
 }
 _DEFAULTS = Limits()
+_SHOWN = 32  # characters of a word that is no format
 
 
 def read(payload: bytes, form: str, reading: Reading) -> Batch:
     """The batch that the bytes hold as `form`, a name of FORMATS; raises only BatchRejected."""
     if form not in _DECODERS:
-        raise BatchRejected("unsupported_format", f"{form!r}, expected one of {', '.join(FORMATS)}")
+        raise BatchRejected("unsupported_format", f"{form[:_SHOWN]!r}, expected one of {', '.join(FORMATS)}")
     if not payload:
         raise BatchRejected("truncated", "0 bytes")
     if payload[:1] == b"\x80" and payload[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):

@@ -109,6 +109,8 @@ class Batch(TypedDict):
     given_task: str | None
     source: str | None
     """A folder, the name of a stream, stdin or socket."""
+    sender: str | None
+    """Who posted it: "token ID" or "uid N"; None where a source delivered it."""
     retry_of: int | None
     """The rejected batch that was sent in again as this one."""
 
@@ -119,6 +121,7 @@ class RejectedBatch(TypedDict):
 
     batch: int
     source: str | None
+    sender: str | None
     name: str
     code: str | None
     reason: str | None

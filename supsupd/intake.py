@@ -183,7 +183,7 @@ class Intake:
         """How many batches may come in now; 0 only when the daemon stops."""
         is_full = False
         while not stopping.is_set():
-            room = self.staging.room()
+            room = self.staging.room(source.name)
             if is_full and room.disk is None:
                 self._report(source)
             if (batches := room.batches - len(under_way.group)) > 0:

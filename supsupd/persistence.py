@@ -232,6 +232,7 @@ def store_change(session: Session, change: Change, network: Network, active_task
         _finish(session, change.provisional.members[-1].batch, change, "unsure", change.evidence)
     for batch in change.given_up:
         _finish(session, batch, change, "quarantined", change.evidence)
+        ledger.forget_content(session, batch.batch_id)  # nobody has learned it: it may be sent again
     return change
 
 

@@ -300,9 +300,11 @@ class IntakeSettings(Section):
     """auto: the system's hints, but on network file systems, where there are none for others' writes, only passes."""
     dedupe: Literal["content", "identity"] = "content"
     """content: equal bytes are one batch, wherever they come from; identity: only if they are the same delivery too."""
+    key_hours: Annotated[float, Field(gt=0, le=87_600)] = 24.0
+    """For so long an idempotency key is known; after that the same key is a new delivery."""
     max_batch_bytes: PositiveInt = 256 * MIB
     max_queue: PositiveInt = 256
-    """Batches that may wait to be learned."""
+    """Batches that may wait to be learned, of a source or sender as many as there is room for beside its own."""
     max_spool_bytes: PositiveInt = 4096 * MIB
     """Bytes of batches that may wait to be learned."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 256 * MIB

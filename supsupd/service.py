@@ -270,7 +270,7 @@ class Service:
         with translated():
             return show_gap(self._intake.accept_gap(source))
 
-    def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None) -> dict[str, Any]:
+    def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None, sender: str) -> dict[str, Any]:
         if self.draining:
             raise BatchRefused("shutting down", 503)
         if name.startswith("/") or ".." in name.split("/"):
@@ -278,7 +278,7 @@ class Service:
         form = form_of_media_type(media_type or "") or form_of_name(name) or sniff(payload) or "npz"
         try:
             with translated():
-                staged, sha256 = self._intake.staging.submit(name, form, payload, key)
+                staged, sha256 = self._intake.staging.submit(name, form, payload, key, sender)
         except BatchRejected as rejection:
             raise BatchRefused(str(rejection)) from None
         except KeyReused as reused:

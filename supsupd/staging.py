@@ -11,18 +11,23 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import structlog
 
 from storage import cursors, ledger
-from storage.db import Database, StoreError
+from storage.bounds import storable
+from storage.db import Database, StoreError, ValueRefused
 from storage.failpoints import hit
 from storage.ledger import LedgerConflict
+from storage.models import utc_now
 from storage.packing import sha256 as hash_of
 from storage.spool import Spool
 from streams.batch import Arrival, BatchRejected, Refusal, digest_of
 from streams.decoder import Decoder
+from streams.formats import FORMATS
 from streams.tasks import TaskRule, told_task
 from supsupd.health import Health
 from supsupd.sections import IntakeSettings
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
     from storage.db import Session
 
 SOCKET_SOURCE = "socket"
+MAX_REASON = 500
+"""Characters that are kept of why something cannot be stored."""
 
 log = structlog.get_logger("supsupd.intake")
 
@@ -87,25 +94,30 @@ class Staging:
         self._tasks = tasks
         self._health = health or Health()
 
-    def room(self) -> Room:
-        """Raises StoreError, OSError."""
+    def room(self, source: str, sender: str | None = None) -> Room:
+        """What this source or sender may hand over: it may hold as much of the room as it leaves free for the others.
+
+        Raises StoreError, OSError.
+        """
         system = os.statvfs(self._spool.root)
         free, least = system.f_bavail * system.f_frsize, self._settings.min_free_bytes
         if free < least:
             return Room(0, f"{free} bytes are free on the disk of the state; intake goes on from {least}")
         with self.database.read() as session:
-            count, size = ledger.waiting(session)
-        return Room(self._settings.max_queue - count if size < self._settings.max_spool_bytes else 0)
+            waiting = ledger.waiting(session, source, sender)
+        if waiting.own_size >= self._settings.max_spool_bytes - waiting.size:
+            return Room(0)
+        spare = self._settings.max_queue - waiting.count - waiting.own_count
+        return Room(max(0, (spare + 1) // 2))  # each that comes in takes from what is free, and adds to its own
 
     def look_into(self, item: Arrival | Refusal) -> Taken:
         """Decodes it once, so that what the ledger accepts can be read."""
         if isinstance(item, Refusal):
-            return Taken(item, ledger.Rejected(item.source, item.name, item.code, item.reason))
+            return Taken(item, _rejected(item, item.code, item.reason))
         try:
             return Taken(item, self._entry(item))
         except BatchRejected as rejection:
-            kept = (item.sha256, len(item.payload), item.form)
-            rejected = ledger.Rejected(item.source, item.name, rejection.code, str(rejection), *kept)
+            rejected = _rejected(item, rejection.code, str(rejection))
             return Taken(item, rejected, is_cut=rejection.code == "truncated" and item.may_grow)
 
     def _entry(self, item: Arrival) -> ledger.Entry:
@@ -122,6 +134,7 @@ class Staging:
             given_task=task,
             dedupe_key=self._dedupe_key(item, task if summary.task is None else None),
             form=item.form,
+            sender=item.sender,
         )
 
     def _dedupe_key(self, item: Arrival, folder: str | None) -> str:
@@ -131,11 +144,15 @@ class Staging:
             parts.append(f"task {folder}")
         if self._settings.dedupe == "identity":
             parts += ["delivery", item.source, item.identity or f"{item.key} {item.position}"]
+            if item.sender is not None and item.identity is not None:
+                parts.append(uuid4().hex)  # once its key has expired, it is another delivery
         return item.sha256 if len(parts) == 1 else hash_of("\0".join(parts).encode())
 
-    def make_durable(self, group: Sequence[Taken]) -> list[ledger.Staged]:
+    def make_durable(self, group: Sequence[Taken], expires_at: datetime | None = None) -> list[ledger.Staged]:
         """What became of each item of one source, in order: a delivery that is known already is the batch that it was.
 
+        An item that no store can hold is recorded as rejected, and keeps none of the others out. expires_at: how long
+        the deliveries are known.
         Raises StoreError, OSError: then nothing is promised, and all may be given again.
         """
         with self._spool.guard:
@@ -143,13 +160,28 @@ class Staging:
                 wanted = _new_payloads(session, group)
             self._spool.store(wanted)
             hit("stage.begun")
-            with self.database.write() as session:
-                staged = _record(session, group)
-                hit("stage.commit")
+            staged = self._recorded(group, expires_at)
         hit("stage.committed")
         for taken, became in zip(group, staged, strict=True):
             _log(taken, became)
         self._warn_of_reuse(group, staged)
+        return staged
+
+    def _recorded(self, group: Sequence[Taken], expires_at: datetime | None) -> list[ledger.Staged]:
+        """All in one transaction; each in its own where one of them cannot be stored."""
+        try:
+            return self._write(group, expires_at)
+        except ValueRefused as refused:
+            if len(group) > 1:
+                return [staged for taken in group for staged in self._recorded([taken], expires_at)]
+            if group[0].item.source == SOCKET_SOURCE:
+                raise  # whoever sent it is told
+            return self._write([_unstorable(group[0], refused)], expires_at)
+
+    def _write(self, group: Sequence[Taken], expires_at: datetime | None) -> list[ledger.Staged]:
+        with self.database.write() as session:
+            staged = _record(session, group, expires_at)
+            hit("stage.commit")
         return staged
 
     def _warn_of_reuse(self, group: Sequence[Taken], staged: Sequence[ledger.Staged]) -> None:
@@ -164,21 +196,29 @@ class Staging:
             if hashes[id_] not in (None, item.sha256):
                 log.warning("id_reused", batch=id_, source=item.source, name=item.name)
 
-    def submit(self, name: str, form: str, payload: bytes, key: str | None = None) -> tuple[ledger.Staged, str]:
-        """Stages a batch that came over the socket; its SHA-256 too. `key`: the same key again is the same batch.
+    def submit(
+        self, name: str, form: str, payload: bytes, key: str | None = None, sender: str | None = None
+    ) -> tuple[ledger.Staged, str]:
+        """Stages a batch that came over the socket; its SHA-256 too. `key`: the sender's same key again is the same
+        batch, until it expires.
 
         A batch that is refused leaves nothing behind: whoever sent it is told, and has its bytes.
         Raises BatchRejected, QueueFull, KeyReused.
         """
-        room = self.room()
+        room = self.room(SOCKET_SOURCE, sender)
         if room.batches <= 0:
-            raise QueueFull(room.disk or "as many batches are waiting as may; try again later")
-        identity = None if key is None else f"key {key}"
-        taken = self.look_into(Arrival(SOCKET_SOURCE, name, form, digest_of(payload), payload, "", "", identity))
+            raise QueueFull(room.disk or "as many batches of this sender are waiting as may; try again later")
+        identity = None if key is None else f"key {sender} {key}"
+        sha256 = digest_of(payload)
+        taken = self.look_into(Arrival(SOCKET_SOURCE, name, form, sha256, payload, "", "", identity, sender=sender))
         if isinstance(taken.entry, ledger.Rejected):
             raise BatchRejected(taken.entry.code, taken.entry.reason.removeprefix(f"{taken.entry.code}: "))
-        with self._judged():
-            (staged,) = self.make_durable([taken])
+        expires_at = utc_now() + timedelta(hours=self._settings.key_hours)
+        try:
+            with self._judged():
+                (staged,) = self.make_durable([taken], expires_at)
+        except ValueRefused as refused:
+            raise BatchRejected("unstorable", str(refused)) from None
         if staged.known:
             staged = self._as_before(staged, taken.entry)
         return staged, taken.entry.sha256
@@ -208,7 +248,7 @@ class Staging:
                 raise LedgerConflict(f"batch {batch_id} was refused unread: there are no bytes of it to retry")
             form, payload = "npz" if row.form is None else row.form, self._spool.load(row.sha256)
             entry = self._entry(
-                Arrival(row.source, row.name, form, row.sha256, payload, "", "", identity=f"retry {batch_id}")
+                Arrival(row.source, row.name, form, row.sha256, payload, "", "", f"retry {batch_id}", sender=row.sender)
             )
             with self._judged(), self.database.write() as session:
                 new = ledger.retry(session, batch_id, entry)
@@ -267,14 +307,27 @@ def _known(session: Session, group: Sequence[Taken]) -> list[int | None]:
     for item in items:
         if item.identity is not None:
             known.append(sighted.get(item.identity))
-        elif item.key and positions.get(item.key) == item.position:
-            known.append(ledger.newest_named(session, source, item.name))
+        elif item.key and positions.get(item.key) == storable(item.position):
+            known.append(ledger.newest_named(session, source, storable(item.name)))
         else:
             known.append(None)
     return known
 
 
-def _record(session: Session, group: Sequence[Taken]) -> list[ledger.Staged]:
+def _unstorable(taken: Taken, refused: ValueRefused) -> Taken:
+    """The same delivery as a rejected one, of which only what can be stored is told. Its bytes are kept."""
+    item = replace(taken.item, name=storable(taken.item.name), position=storable(taken.item.position))
+    return Taken(item, _rejected(item, "unstorable", f"unstorable: {storable(str(refused), MAX_REASON)}"))
+
+
+def _rejected(item: Arrival | Refusal, code: str, reason: str) -> ledger.Rejected:
+    if isinstance(item, Refusal):
+        return ledger.Rejected(item.source, item.name, code, reason)
+    form = item.form if item.form in FORMATS else None  # any other word is in the reason
+    return ledger.Rejected(item.source, item.name, code, reason, item.sha256, len(item.payload), form)
+
+
+def _record(session: Session, group: Sequence[Taken], expires_at: datetime | None) -> list[ledger.Staged]:
     """A row for each new delivery, what it is called, and how far the source is read."""
     known = _known(session, group)
     first: dict[object, int] = {}  # a delivery may come twice in one group
@@ -284,7 +337,8 @@ def _record(session: Session, group: Sequence[Taken]) -> list[ledger.Staged]:
     new = list(first.values())
     rows = dict(zip(new, ledger.take(session, [group[number].entry for number in new]), strict=True))
     source = group[0].item.source
-    ledger.sight(session, source, {i: rows[n].id for n in new if (i := group[n].item.identity) is not None})
+    identities = {i: rows[n].id for n in new if (i := group[n].item.identity) is not None}
+    ledger.sight(session, source, identities, expires_at)
     cursors.advance_all(session, source, {group[n].item.key: group[n].item.position for n in new if group[n].item.key})
     return [
         ledger.Staged(before, duplicate=False, known=True)
@@ -296,9 +350,10 @@ def _record(session: Session, group: Sequence[Taken]) -> list[ledger.Staged]:
 
 def _log(taken: Taken, staged: ledger.Staged) -> None:
     name, source = taken.item.name, taken.item.source
+    sender = {"sender": taken.item.sender} if isinstance(taken.item, Arrival) and taken.item.sender else {}
     if staged.known:
-        log.debug("delivered_again", batch=staged.id, source=source, name=name)
+        log.debug("delivered_again", batch=staged.id, source=source, name=name, **sender)
     elif isinstance(taken.entry, ledger.Rejected):
         log.warning("batch_rejected", batch=staged.id, source=source, name=name, reason=taken.entry.reason)
     else:
-        log.info("batch_staged", batch=staged.id, name=name, duplicate=staged.duplicate)
+        log.info("batch_staged", batch=staged.id, name=name, duplicate=staged.duplicate, **sender)

@@ -54,6 +54,7 @@ def show_batch(row: BatchRow) -> dict[str, Any]:
         "labelled": row.labelled,
         "given_task": row.given_task,
         "source": row.source,
+        "sender": row.sender,
         "retry_of": row.retry_of,
     }
 
@@ -62,6 +63,7 @@ def show_rejected(row: BatchRow) -> dict[str, Any]:
     return {
         "batch": row.id,
         "source": row.source,
+        "sender": row.sender,
         "name": row.name,
         "code": row.code,
         "reason": row.reason,

@@ -14,7 +14,7 @@ from typing import TypeVar
 import structlog
 
 from storage import ledger
-from storage.db import Database, StoreError
+from storage.db import Database, StoreError, ValueRefused
 from storage.failpoints import hit
 from storage.masks import MaskCorrupt
 from storage.spool import Spool
@@ -196,7 +196,8 @@ class Worker:
 
     def _recover(self, failure: Exception | None) -> None:
         """After a failure: the batch is tried again, and given up at the third time unless it was the disk's fault."""
-        hopeless = failure is not None and not isinstance(failure, StoreError | OSError | DecoderUnavailable)
+        passing = isinstance(failure, StoreError | OSError | DecoderUnavailable)
+        hopeless = failure is not None and (isinstance(failure, ValueRefused) or not passing)
         with self.database.write() as session:
             for row in ledger.list_batches(session, "training"):
                 self._failed[row.id] += hopeless

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from digits import draw
 from stores import postgresql_target, tampering
 
 from storage import (
@@ -17,6 +18,7 @@ from storage import (
     cursors,
     db,
     decisions,
+    gaps,
     ledger,
     masks,
     packing,
@@ -32,6 +34,12 @@ from storage.ledger import Entry, Outcome
 from storage.masks import MaskRow
 from storage.spool import Spool
 from storage.tasks import TaskFields
+from streams.batch import Arrival, Batch
+from streams.decoder import InlineDecoder
+from streams.formats import encode
+from streams.reading import Reading
+from supsupd.sections import IntakeSettings
+from supsupd.staging import Staging
 
 FIELDS = TaskFields(version=1, batches=1, samples=1, density=0.5, bytes=1, reference={"entropy": [0.1, None]})
 
@@ -131,6 +139,54 @@ def test_a_restored_store_has_every_row_and_byte_in_either_kind(target, other, s
         with store.write() as session:
             assert tasks.create(session, FIELDS) == 4  # 3 is lost, and not given again
         store.close()
+
+
+def test_a_store_of_hostile_texts_comes_back_in_either_kind(target, other, state, tmp_path):
+    """What no store can hold is a rejected row by then; the rest is as long as one likes."""
+    spool, long = Spool(state / "spool"), "".join(chr(0x4E00 + n * n % 20_000) for n in range(40_000))
+    store = Database.open(target)
+    staging = Staging(store, spool, IntakeSettings(min_free_bytes=0), InlineDecoder(Reading()))
+    payloads = [encode(Batch(**draw(0, seed, 2))) for seed in range(10)]
+    texts = [long, "half \ud800", "nul \0", "x" * 20, "\U0001f642" * 300]
+    for n, text in enumerate(texts):
+        a, b = payloads[2 * n], payloads[2 * n + 1]
+        items = [
+            Arrival("long", text, "npz", packing.sha256(a), a, text, text, text),
+            Arrival("form", f"{n}", text, packing.sha256(b), b, text, str(n)),
+        ]
+        for item in items:
+            staging.make_durable([staging.look_into(item)])
+    with store.write() as session:
+        gaps.report(session, long, long, long, long)
+    store.close()
+    make(target, state, tmp_path / "b.tar")
+    for there, place in ((tmp_path / "own", tmp_path / "own" / "supsup.db"), (tmp_path / "restored", other)):
+        there.mkdir()
+        restore(tmp_path / "b.tar", place, there)
+        assert contents(place) == contents(target)
+        assert verify(place, there / "spool") == []
+    make(other, tmp_path / "restored", tmp_path / "back.tar")
+    restore(tmp_path / "back.tar", target, state, force=True)
+    assert contents(target) == contents(other)
+
+
+def test_a_backup_of_an_older_sqlite_store_with_what_postgresql_did_not_take_can_be_restored_there(state, tmp_path):
+    path = state / "supsup.db"
+    db.upgrade(path)
+    db.downgrade(path, "0005")
+    with tampering(path) as run:
+        run(
+            "INSERT INTO batch (source, name, size, state, attempts, created_at, updated_at, form, reason, sha256)"
+            " VALUES ('s', 'n', 1, 'quarantined', 0, '2026-01-01', '2026-01-01', 'a format of 20 chars', 'r', 'x')"
+        )
+        run(
+            "INSERT INTO cursor VALUES ('s', :key, '1')", key="".join(chr(0x4E00 + n * n % 20_000) for n in range(4000))
+        )
+    manifest = make(path, state, tmp_path / "b.tar", everything=True)
+    with postgresql_target() as url:
+        assert restore(tmp_path / "b.tar", url, tmp_path / "there").revision > manifest.revision
+        assert verify(url) == []
+        assert contents(url)["batch"][0]["form"] == "a format of 20 chars"
 
 
 def test_nothing_but_the_backup_is_left_and_nothing_of_the_store_changes(target, state, tmp_path):

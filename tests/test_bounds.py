@@ -1,140 +1,132 @@
-"""What a batch may cost, whatever is in it: rows, memory, the rows of others. Over a real store, in this process."""
+"""What a store can hold: SQLite and PostgreSQL give the same answer to the same value."""
 
-import subprocess
-import sys
+import random
 
-import numpy as np
-from daemon_process import ask
-from digits import draw
-from test_worker import learn_all, new_store, one_thread, worker_of  # noqa: F401 - fixtures
+import pytest
+from sqlalchemy import JSON, Double, Integer, LargeBinary, String, select
 
-from supsupd.sections import LearningSettings, RecognitionSettings
+from storage import cursors, db, gaps, ledger, tasks
+from storage.bounds import storable
+from storage.db import Database, ValueRefused
+from storage.models import Base, BatchRow, CursorRow, GapRow, TaskRow, utc_now
+from storage.tasks import TaskFields
 
-SOME_ROWS = LearningSettings(steps=16, max_steps=16, minibatch=8)  # learns 128 rows of a batch at most
-LOW_MEMORY = """
-import resource, sys, threading
-from pathlib import Path
-from storage.db import Database
-from storage.spool import Spool
-from supsupd.config import Settings
-from supsupd.learning.device import pick_device, use_threads
-from supsupd.sections import NetworkSettings
-from supsupd.worker import Worker
-threading.stack_size(1 << 18)  # which counts as taken
-root = Path(sys.argv[1])
-settings = Settings(watch=[root / "watch"], state=root / "state", socket=root / "sock",
-                    network=NetworkSettings(hidden=[100]))
-use_threads(1)
-database = Database.open(settings.store)
-worker = Worker(settings, database, Spool(settings.state / "spool"), pick_device("cpu"))
-worker.load()
-taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-print(len(worker.engine.learner.provisionals))
-resource.setrlimit(resource.RLIMIT_AS, (taken + (6 << 20), resource.RLIM_INFINITY))
-worker.load()
-print(len(worker.engine.learner.provisionals))
-"""
+FIELDS = TaskFields(version=1, batches=1, samples=1, density=0.5, bytes=1, reference={})
+LONG = "".join(random.Random(7).choices([chr(n) for n in range(0x4E00, 0x9FFF)], k=40_000))
+"""Nothing compresses it: PostgreSQL's index rows take 2,704 bytes."""
+HALF, NUL = "half \ud800", "nul \0"
 
 
-def ledger_of(settings):
-    return ask(settings.state, "SELECT state, task_id, reason FROM batch ORDER BY id")
+@pytest.fixture
+def store(store_target):
+    db.upgrade(store_target)
+    store = Database.open(store_target)
+    yield store
+    store.close()
 
 
-def decisions(settings, batches):
-    with worker_of(settings, batches=batches) as worker:
-        learn_all(worker)
-    return ledger_of(settings)
+def batch_row(**fields):
+    given = {"source": "s", "name": "n", "size": 1, "state": "staged", "created_at": utc_now(), "updated_at": utc_now()}
+    return BatchRow(**{**given, **fields})
 
 
-def test_of_a_batch_with_very_many_rows_some_are_learned_and_the_same_ones_each_time(new_store):  # noqa: F811
-    batches = [draw(0, 0), draw(0, 1), draw(0, 2, rows=1000)]
-    masks = []
-    for _ in range(2):
-        settings = new_store().model_copy(update={"learning": SOME_ROWS})
-        *_, (state, task, reason) = decisions(settings, batches)
-        assert (state, task) == ("committed", 1)
-        assert reason.endswith("; 128 of its 1000 rows were drawn to be learned")
-        masks.append(ask(settings.state, "SELECT sha256 FROM mask_version ORDER BY version"))
-    assert masks[0] == masks[1]
-    assert ask(settings.state, "SELECT samples FROM batch WHERE id = 3") == [(1000,)]
-    assert ask(settings.state, "SELECT samples FROM task") == [(256,)]
+def short_texts():
+    return [c for t in Base.metadata.sorted_tables for c in t.columns if isinstance(c.type, String) and c.type.length]
 
 
-def test_unsure_batches_of_which_some_rows_are_learned_are_the_same_after_a_restart(new_store):  # noqa: F811
-    unsure = RecognitionSettings(promote_error=1e-300)
-    settings = new_store().model_copy(update={"learning": SOME_ROWS, "recognition": unsure})
-    with worker_of(settings, batches=[draw(0, seed, rows=1000) for seed in range(3)]) as worker:
-        learn_all(worker)
-        (live,) = worker.engine.learner.provisionals.values()
-    with worker_of(settings) as worker:
-        worker.load()
-        (again,) = worker.engine.learner.provisionals.values()
-        assert np.array_equal(again.mask.packed, live.mask.packed)
-        assert [len(m.samples) for m in again.members] == [128] * 3
-    more = settings.model_copy(update={"learning": SOME_ROWS.model_copy(update={"max_steps": 32})})
-    with worker_of(more) as worker:  # other rows of the same batches
-        worker.load()
-        (other,) = worker.engine.learner.provisionals.values()
-        assert [len(m.samples) for m in other.members] == [256] * 3
+@pytest.mark.parametrize("column", short_texts(), ids=str)
+def test_every_short_text_has_one_length_counted_in_characters(store, column):
+    """Of all tables: what has one character too many is refused, in words that say where."""
+    length = column.type.length
+    row = {c.name: value_of(c) for c in column.table.columns if not c.nullable}
+    for text, refused in (("\U0001f642" * length, False), ("\U0001f642" * (length + 1), True)):
+        with pytest.raises(ValueRefused) as error, store.write() as session:
+            session.execute(column.table.insert().values(row | {column.name: text}))
+            raise ValueRefused("all is taken back")
+        said = f"{column.table.name}.{column.name}: {length + 1} characters, at most {length} expected"
+        # A text that fits may still be none of those that a constraint knows.
+        assert (said in str(error.value)) is refused
 
 
-def test_rows_far_outside_what_a_task_has_seen_are_left_out_whatever_their_labels_say(new_store):  # noqa: F811
-    settings = new_store(normalisation="none")
-    spoilt = draw(0, 4)
-    spoilt["x"][::8] *= 1e6
-    clean = [draw(0, seed) for seed in range(5, 25)]
-    found = decisions(settings, [*(draw(0, seed) for seed in range(4)), spoilt, *clean])
-    assert [(state, task) for state, task, _ in found] == [("committed", 1)] * 25
-    assert found[4][2].endswith("; 8 rows among them lie far outside what it has seen")
-    assert ask(settings.state, "SELECT samples FROM task") == [(25 * 64 - 8,)]
+def value_of(column):
+    kinds = {String: "x", Integer: 1, Double: 0.5, LargeBinary: b"", JSON: {}}
+    return next((value for kind, value in kinds.items() if isinstance(column.type, kind)), utc_now())
 
 
-def test_rows_far_outside_do_not_spoil_a_task_in_the_making_either(new_store):  # noqa: F811
-    settings = new_store(normalisation="none")
-    spoilt = draw(0, 1)
-    spoilt["x"][::8] *= 1e6
-    found = decisions(settings, [draw(0, 0), spoilt, *(draw(0, seed) for seed in range(2, 12))])
-    assert [(state, task) for state, task, _ in found] == [("committed", 1)] * 12
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: batch_row(name=NUL),
+        lambda: batch_row(name=HALF),
+        lambda: batch_row(form="x" * 33),
+        lambda: batch_row(provisional=2**31),
+        lambda: batch_row(size=2**63),
+        lambda: GapRow(source="s", key=HALF, position="1", reason=NUL, created_at=utc_now()),
+        lambda: CursorRow(digest="0" * 64, source="s", key="k", position=NUL),
+    ],
+)
+def test_what_one_kind_refuses_the_other_refuses_too_and_the_store_goes_on(store, make):
+    with pytest.raises(ValueRefused, match=r"^[^\n]{1,200}$"), store.write() as session:
+        session.add(make())
+    with store.write() as session:
+        session.add(batch_row(name=LONG))
 
 
-def test_a_batch_that_lies_outside_altogether_is_none_of_the_task(new_store):  # noqa: F811
-    settings = new_store(normalisation="none")
-    away = draw(0, 4)
-    away["x"] = away["x"] * 1e4
-    found = decisions(settings, [*(draw(0, seed) for seed in range(4)), away, draw(0, 5)])
-    assert [(state, task) for state, task, _ in found[4:]] == [("unsure", None), ("committed", 1)]
-    assert "64 of 64 rows lie far outside what task 1 has seen" in found[4][2]
+@pytest.mark.parametrize(
+    "change", [{"reason": NUL}, {"reason": HALF}, {"code": "c" * 33}, {"provisional": -(2**31) - 1}]
+)
+def test_a_change_is_checked_as_a_new_row_is(store, change):
+    with store.write() as session:
+        session.add(batch_row())
+    for bulk in (True, False):
+        with pytest.raises(ValueRefused), store.write() as session:
+            if bulk:
+                session.execute(BatchRow.__table__.update().values(**change))
+            else:
+                for column, value in change.items():
+                    setattr(session.get(BatchRow, 1), column, value)
 
 
-def test_a_first_batch_whose_network_would_not_fit_is_refused_and_the_next_one_makes_it(new_store):  # noqa: F811
-    rng = np.random.default_rng(0)
-    hostile = {
-        "a class for each row": {"x": rng.random((20_000, 4)), "y": np.arange(20_000)},
-        "very wide": {"x": rng.random((2, 300_000)), "y": np.array([0, 1])},
-    }
-    for what, batch in hostile.items():
-        settings = new_store()
-        (state, _, reason), *others = decisions(settings, [batch, *(draw(0, seed) for seed in range(3))])
-        assert (state, reason.partition(":")[0]) == ("quarantined", "too_large"), what
-        assert "learning.memory_bytes" in reason
-        assert [(state, task) for state, task, _ in others] == [("committed", 1)] * 3
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_number_that_is_none_is_refused(store, value):
+    with pytest.raises(ValueRefused, match="finite"), store.write() as session:
+        tasks.create(session, TaskFields(1, 1, 1, 0.5, 1, {}, accuracy=value))
 
 
-def test_a_start_that_lacks_memory_sets_batches_aside_and_says_so(new_store):  # noqa: F811
-    rng = np.random.default_rng(0)
-    noise = [{"x": rng.random((50_000, 64)), "y": rng.integers(0, 10, 50_000)} for _ in range(2)]
-    settings = new_store()
-    with worker_of(settings, batches=noise) as worker:
-        learn_all(worker)
-    done = subprocess.run(
-        [sys.executable, "-c", LOW_MEMORY, settings.state.parent], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "0"
-    assert {(state, reason) for state, _, reason in ledger_of(settings)} == {
-        ("suspended", "no_memory: there was not enough memory to learn it")
-    }
-    assert "batches_suspended" in done.stdout + done.stderr
-    with worker_of(settings, batches=[draw(1, 0)]) as worker:  # and all goes on
-        learn_all(worker)
-    assert ledger_of(settings)[-1][0] == "unsure"
+@pytest.mark.parametrize("value", [HALF, float("nan"), {1, 2}, 10**5000], ids=["half", "nan", "set", "digits"])
+def test_json_that_one_kind_refuses_the_other_refuses_too(store, value):
+    with pytest.raises(ValueRefused), store.write() as session:
+        tasks.create(session, TaskFields(1, 1, 1, 0.5, 1, {"a": value}))
+
+
+@pytest.mark.parametrize("text", [NUL, HALF])
+def test_a_question_about_what_cannot_be_there_has_one_answer(store, text):
+    with pytest.raises(ValueRefused), store.read() as session:
+        session.scalars(select(TaskRow).where(TaskRow.name == text)).all()
+    with store.read() as session, pytest.raises(tasks.TaskUnknown):
+        tasks.resolve(session, text)
+
+
+def test_names_of_any_length_are_keys(store):
+    """Of files, sources, deliveries, gaps: none is in an index but by its hash."""
+    with store.write() as session:
+        taken = ledger.take(session, [ledger.Entry(LONG, LONG, "0" * 64, 1, 1, True, "\U0001f642" * 255)])
+        ledger.sight(session, LONG, {LONG: taken[0].id})
+        cursors.advance(session, LONG, LONG, LONG)
+        gaps.report(session, LONG, LONG, LONG, LONG)
+        task_id = tasks.create(session, FIELDS)
+        key = LONG[: tasks.MAX_KEY]
+        tasks.set_key(session, task_id, key)
+        assert gaps.accept(session, LONG).reason == LONG
+    with store.read() as session:
+        assert ledger.find_sightings(session, LONG, [LONG]) == {LONG: 1}
+        assert cursors.find_positions(session, LONG, [LONG]) == cursors.load_cursors(session, LONG) == {LONG: LONG}
+        assert ledger.newest_named(session, LONG, LONG) == 1
+        assert tasks.resolve(session, f"key:{key}").id == task_id
+
+
+def test_a_text_made_storable_is_one_and_others_stay_as_they_are():
+    assert storable(LONG) == LONG
+    for text in (HALF, NUL, LONG + HALF + NUL):
+        assert len(storable(text, 20)) <= 20
+        assert not set(storable(text)) & {"\0", "\ud800"}

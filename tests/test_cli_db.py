@@ -28,7 +28,7 @@ def test_the_database_is_upgraded_and_verified(tmp_path):
     assert missing.returncode == 66
     assert "there is no database at" in one_line(missing)
     assert not state.exists()
-    assert db("upgrade", "--state", state).stdout == "upgraded: 0001, 0002, 0003, 0004, 0005\n"
+    assert db("upgrade", "--state", state).stdout == "upgraded: 0001, 0002, 0003, 0004, 0005, 0006\n"
     assert db("upgrade", SUPSUPD_STATE=str(state)).stdout == "already up to date\n"
     assert db("verify", "--state", state).stdout == "ok\n"
     (state / "supsup.db").write_bytes(b"not a database" * 1000)
@@ -75,12 +75,12 @@ def test_the_same_commands_look_after_postgresql(tmp_path):
     with postgresql_target() as url:
         given = {"SUPSUPD_DATABASE": url, "SUPSUPD_STATE": str(tmp_path / "state")}
         assert db("verify", **given).returncode == 66
-        assert db("upgrade", **given).stdout == "upgraded: 0001, 0002, 0003, 0004, 0005\n"
+        assert db("upgrade", **given).stdout == "upgraded: 0001, 0002, 0003, 0004, 0005, 0006\n"
         assert db("verify", **given).stdout == "ok\n"
         made = db("backup", tmp_path / "b.tar", **given)
         assert made.stdout.startswith("backed up schema 0005, 0 tasks,"), made.stderr
-        assert db("downgrade", **given).stdout == "downgraded: 0005 to 0004\n"
-        assert "revision 0005 is not applied" in db("verify", **given).stderr
+        assert db("downgrade", **given).stdout == "downgraded: 0006 to 0005\n"
+        assert "revision 0006 is not applied" in db("verify", **given).stderr
         assert db("restore", tmp_path / "b.tar", **given).stdout.startswith("restored schema 0005")
         assert db("prune", "--keep", "3", **given).stdout == "removed 0 mask versions, 0 spooled files\n"
         assert db("verify", **given).stdout == "ok\n"

@@ -376,7 +376,7 @@ def test_what_comes_while_nothing_is_learned_waits_where_it_is(nursery, tmp_path
         with learning_held(daemon):
             for turn in range(offered):
                 daemon.drop(f"offered/{turn:04}", x=x[:4] + np.float32(turn / 1e4))
-            until(lambda: daemon.client.status()["queue"] >= queue)
+            until(lambda: daemon.client.status()["queue"] >= queue // 2)  # the rest is for others
             for _ in range(20):
                 assert counts(daemon.state)["staged"] <= queue
                 assert daemon.client.predict(x[:4])

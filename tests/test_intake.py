@@ -103,11 +103,26 @@ def test_equal_content_is_one_batch_whichever_way_it_comes(store):
 
 def test_a_full_queue_refuses_what_is_submitted_and_takes_it_once_there_is_room(store):
     for seed in range(3):
-        store.intake.staging.submit(f"{seed}.npz", "npz", payload(seed))
-    with pytest.raises(QueueFull, match="as many batches are waiting as may"):
+        store.intake.staging.submit(f"{seed}.npz", "npz", payload(seed), None, f"uid {seed}")
+    with pytest.raises(QueueFull, match="as many batches of this sender are waiting as may"):
         store.intake.staging.submit("late.npz", "npz", payload(9))
     store.take_one()
     assert not store.intake.staging.submit("late.npz", "npz", payload(9))[0].duplicate
+
+
+def test_a_source_that_always_has_more_keeps_no_other_one_out(tmp_path):
+    store = Store(tmp_path, max_queue=8)
+    flood = ScriptedSource(*(message(n, n) for n in range(40)))
+    _, *first = one_pass(store, flood)
+    until(lambda: store.staged() == 4)
+    late = ScriptedSource(*(replace(message(100 + n, n), source="late") for n in range(2)))
+    late.name = "late"
+    progress, *second = one_pass(store, late)
+    until(lambda: progress.passes > 0)  # nothing was learned meanwhile
+    assert [row.source for row in store.rows()].count("late") == 2
+    finish(flood, *first)
+    finish(late, *second)
+    store.database.close()
 
 
 def test_a_source_waits_while_the_queue_is_full_and_loses_nothing(store):
@@ -248,7 +263,7 @@ def test_a_source_that_is_back_has_no_problem_though_its_pass_goes_on(store):
     progress, stopping, thread = one_pass(store, source)
     until(lambda: problems(store) == {"line-3": "source_unavailable"})
     source.away = False
-    until(lambda: store.staged() == 3)
+    until(lambda: store.staged() == 2)
     until(lambda: problems(store) == {})
     assert progress.passes == 0
     finish(source, stopping, thread)
@@ -256,7 +271,7 @@ def test_a_source_that_is_back_has_no_problem_though_its_pass_goes_on(store):
 
 def test_a_disk_with_room_again_is_no_problem_though_the_queue_is_full(store, monkeypatch):
     for number in range(3):
-        store.intake.staging.submit(f"{number}.npz", "npz", payload(number))
+        store.intake.staging.submit(f"{number}.npz", "npz", payload(number), None, f"uid {number}")
     real, free = os.statvfs, []
     monkeypatch.setattr(os, "statvfs", lambda path: real(path) if free else SimpleNamespace(f_bavail=-1, f_frsize=1))
     source = ScriptedSource(message(3, 1))

@@ -3,10 +3,13 @@
 import signal
 import subprocess
 import sys
+import uuid
+from contextlib import contextmanager
 
 import pytest
 import services
 from cutting_proxy import CuttingProxy
+from sqlalchemy import make_url
 from stores import SERVER, administrator, postgresql_target, tampering
 
 from storage import cursors, db, postgresql
@@ -19,6 +22,7 @@ from storage.db import (
     StoreFailed,
     StoreTaken,
     StoreUnavailable,
+    ValueRefused,
     verify,
 )
 from storage.postgresql import PostgresBackend
@@ -134,6 +138,74 @@ def test_a_reader_whose_connection_ended_is_given_a_new_one(url, store):
     assert positions(store) == {"a": "1"}
 
 
+@contextmanager
+def read_only_for(url):
+    """Sessions that begin within cannot write; those that began before can. Only the role of this very URL."""
+    role = make_url(url).username
+    with administrator() as run:
+        run(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+        try:
+            yield
+        finally:
+            run(f"ALTER ROLE {role} RESET default_transaction_read_only")
+
+
+@pytest.fixture
+def own_role(url):
+    """The URL for a role of the test's own, whose settings are nobody else's."""
+    role = f"role_{uuid.uuid4().hex}"
+    with administrator() as run:
+        run(f"CREATE ROLE {role} LOGIN SUPERUSER")
+        try:
+            yield url.replace("postgres@", f"{role}@")
+        finally:
+            run(f"DROP OWNED BY {role}")
+            run(f"DROP ROLE {role}")
+
+
+def test_a_session_that_began_while_all_was_read_only_is_replaced_and_claims_the_store_again(url, own_role):
+    store = Database.open(own_role, patience=0.2)
+    advance(store, "before")
+    with read_only_for(own_role):
+        end_writer(url)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="read-only"):
+                advance(store, "during")
+    advance(store, "after")
+    assert set(positions(store)) == {"before", "after"}
+    with pytest.raises(StoreTaken):
+        Database.open(url, patience=0.05)
+    store.close()
+
+
+@pytest.mark.parametrize("sqlstate", sorted(postgresql.STALE))
+def test_a_session_that_may_be_stale_is_used_no_more_neither_to_write_nor_to_read(store, sqlstate):
+    raising = f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{sqlstate}'; END $$"
+    for session_of in (store.write, store.read):
+        with pytest.raises(StoreUnavailable), session_of() as session:
+            before = session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar()
+            session.connection().exec_driver_sql(raising)
+        with session_of() as session:
+            assert session.connection().exec_driver_sql("SELECT pg_backend_pid()").scalar() != before
+
+
+def test_a_role_that_may_not_write_for_a_while_writes_as_soon_as_it_may(url):
+    role, schema = f"role_{uuid.uuid4().hex}", schema_of(url)
+    with administrator() as run:
+        run(f"CREATE ROLE {role} LOGIN")
+        run(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+        run(f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role}")
+        store = Database.open(url.replace("postgres@", f"{role}@"), patience=0.2)
+        run(f"REVOKE ALL ON cursor FROM {role}".replace("cursor", f"{schema}.cursor"))
+        with pytest.raises(StoreUnavailable, match="permission denied"):
+            advance(store, "during")
+        run(f"GRANT ALL ON {schema}.cursor TO {role}")
+        advance(store, "after")
+        store.close()
+        run(f"DROP OWNED BY {role}")
+        run(f"DROP ROLE {role}")
+
+
 @pytest.fixture
 def proxy():
     proxy = CuttingProxy(("127.0.0.1", services.PORTS["postgresql"]))
@@ -207,7 +279,10 @@ def test_no_text_shows_a_password(url, caplog):
         ("55P03", StoreUnavailable),
         ("40001", StoreUnavailable),
         ("XX001", StoreError),
-        ("23505", StoreError),
+        ("25006", StoreUnavailable),
+        ("23505", ValueRefused),
+        ("22001", ValueRefused),
+        ("54000", ValueRefused),
     ],
 )
 def test_what_the_server_says_is_what_a_caller_does_next(store, sqlstate, kind):

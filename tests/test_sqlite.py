@@ -60,15 +60,15 @@ def test_a_full_disk_never_leads_to_half_a_transaction(store, error_is):
     with pytest.raises(DiskFull if error_is == "raised" else TransactionLost), store.write() as session:
         run = session.connection().exec_driver_sql
         run(f"PRAGMA max_page_count = {pragma(session, 'page_count') + 2}")
-        run("INSERT INTO cursor VALUES ('folder', 'first half', '1')")
+        run("INSERT INTO cursor VALUES ('a', 'folder', 'first half', '1')")
         try:
-            run("INSERT INTO cursor VALUES ('folder', 'too much', ?)", ("x" * 1_000_000,))
+            run("INSERT INTO cursor VALUES ('b', 'folder', 'too much', ?)", ("x" * 1_000_000,))
         except OperationalError as error:
             assert "full" in str(error)
             if error_is == "raised":
                 raise
         if error_is != "swallowed":
-            run("INSERT INTO cursor VALUES ('folder', 'second half', '1')")
+            run("INSERT INTO cursor VALUES ('c', 'folder', 'second half', '1')")
     assert positions(store) == {"before": "1"}
     with store.write() as session:
         pragma(session, "max_page_count = 1000000")

@@ -1,20 +1,24 @@
 """Staging over a real store: bytes first, one effect for each content and each delivery, nothing rejected is lost."""
 
 import hashlib
+import random
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from digits import draw
+from stores import postgresql_target, tampering
 from structlog.testing import capture_logs
 
 from storage import cursors, ledger
-from storage.db import Database, upgrade
+from storage.db import CommitUnknown, Database, DiskFull, StoreUnavailable, upgrade
 from storage.ledger import LedgerConflict
 from storage.spool import Spool, SpoolCorrupt
 from streams.batch import Arrival, Batch, BatchRejected, Refusal
 from streams.decoder import InlineDecoder
-from streams.formats import encode
+from streams.formats import FORMATS, encode
 from streams.reading import Reading
 from supsupd.sections import IntakeSettings
 from supsupd.staging import KeyReused, QueueFull, Staging, discard
@@ -23,13 +27,28 @@ GOOD = [encode(Batch(**draw(0, seed, 8))) for seed in range(4)]
 BAD = b"no batch at all"
 
 
+class FailingDatabase(Database):
+    """Raises what it is given, once each, instead of the next commits."""
+
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.failing = []
+
+    @contextmanager
+    def write(self):
+        with super().write() as session:
+            yield session
+            if self.failing:
+                raise self.failing.pop(0)
+
+
 class Desk:
     """A staging over a new store, and what one may ask of it."""
 
-    def __init__(self, root, rule="ignored", **settings):
-        upgrade(root / "state" / "supsup.db")
-        self.database = Database.open(root / "state" / "supsup.db")
-        self.spool = Spool(root / "state" / "spool")
+    def __init__(self, root, target, rule="ignored", **settings):
+        upgrade(target)
+        self.target, self.database = target, FailingDatabase.open(target)
+        self.spool = Spool(root / "spool")
         decoder = InlineDecoder(Reading(with_task=rule != "ignored"))
         settings = {"min_free_bytes": 0, **settings}
         self.staging = Staging(self.database, self.spool, IntakeSettings(**settings), decoder, rule)
@@ -51,16 +70,23 @@ class Desk:
 
 
 @pytest.fixture
-def desk_of(tmp_path):
+def desk_of(store_target, tmp_path):
+    """Makes desks over stores of one kind, each over its own."""
     made = []
+    with ExitStack() as stack:
 
-    def make(**settings):
-        made.append(Desk(tmp_path / str(len(made)), **settings))
-        return made[-1]
+        def make(**settings):
+            root = tmp_path / str(len(made))
+            root.mkdir()
+            if isinstance(store_target, Path):
+                target = root / "supsup.db"
+            else:
+                target = stack.enter_context(postgresql_target()) if made else store_target
+            made.append(Desk(root, target, **settings))
+            stack.callback(made[-1].database.close)
+            return made[-1]
 
-    yield make
-    for desk in made:
-        desk.database.close()
+        yield make
 
 
 @pytest.fixture
@@ -170,17 +196,17 @@ def test_a_submitted_batch_that_is_refused_leaves_nothing(desk):
 
 def test_without_room_on_the_disk_nothing_comes_in(desk_of):
     desk = desk_of(min_free_bytes=1 << 60)
-    assert desk.staging.room().batches == 0
-    assert f"goes on from {1 << 60}" in desk.staging.room().disk
+    assert desk.staging.room("in").batches == 0
+    assert f"goes on from {1 << 60}" in desk.staging.room("in").disk
     with pytest.raises(QueueFull, match="bytes are free"):
         desk.staging.submit("a.npz", "npz", GOOD[0])
 
 
 def test_as_many_batches_and_bytes_may_wait_as_are_set(desk_of):
     for desk in (desk_of(max_queue=2), desk_of(max_spool_bytes=len(GOOD[0]) + 1)):
-        assert desk.staging.room().batches > 0
+        assert desk.staging.room("in").batches > 0
         desk.take(message(GOOD[0], 1), message(GOOD[1], 2))
-        assert desk.staging.room().batches == 0
+        assert desk.staging.room("in").batches == 0
 
 
 # -- rejected batches -------------------------------------------------------------------------------------------------
@@ -255,3 +281,150 @@ def test_values_that_are_not_finite_are_kept_for_whoever_looks(desk):
     desk.take(message(payload, 1))
     assert desk.rows() == [(1, "quarantined", "non_finite")]
     assert desk.spool.load(sha256(payload)) == payload
+
+
+# -- what no store can hold -------------------------------------------------------------------------------------------
+
+LONG = "".join(random.Random(7).choices([chr(n) for n in range(0x4E00, 0x9FFF)], k=40_000))
+"""Nothing compresses it: PostgreSQL's index rows take 2,704 bytes."""
+HOSTILE = ["half \ud800", "nul \0", "\0" * 300, LONG, "\U0001f642" * 300, "../" * 2000, "a\nb"]
+
+
+@pytest.mark.parametrize("field", ["name", "form", "key", "position", "identity"])
+def test_no_word_of_a_delivery_keeps_the_others_of_its_group_out_and_each_is_seen_once(desk, field):
+    hostile = [replace(message(GOOD[0], n), **{field: text}) for n, text in enumerate(HOSTILE)]
+    for _ in range(2):
+        staged = desk.take(message(GOOD[1], 100), *hostile, message(GOOD[2], 101))
+        assert [row[1:] for row in desk.rows() if row[0] == staged[0].id] == [("staged", None)]
+        assert [row[1:] for row in desk.rows() if row[0] == staged[-1].id] == [("staged", None)]
+        assert len(desk.rows()) == len(HOSTILE) + 2
+    for batch_id, _, code in desk.rows():
+        row = desk.row(batch_id)
+        assert code in (None, "unstorable", "unsupported_format")
+        assert row.form in (None, *FORMATS)
+        assert code is None or (len(row.reason) < 600 and "\n" not in row.reason and row.sha256 in desk.spool.names())
+
+
+@pytest.mark.parametrize("field", ["name", "key", "position"])
+def test_a_file_that_cannot_be_told_as_it_is_is_seen_once(desk, field):
+    hostile = [replace(file(GOOD[0], f"{n}.npz"), **{field: text}) for n, text in enumerate(HOSTILE)]
+    refusals = [Refusal("in", f"r{n}", "not_regular", f"not_regular: {n}", text, "1") for n, text in enumerate(HOSTILE)]
+    before = [row.id for row in desk.take(*hostile, *refusals)]
+    assert len(set(before)) == 2 * len(HOSTILE)
+    again = desk.take(*hostile)
+    assert len(desk.rows()) == 2 * len(HOSTILE) if field == "name" else all(row.id for row in again)
+
+
+def test_a_refusal_of_any_words_is_recorded(desk):
+    for text in HOSTILE:
+        desk.take(Refusal("in", text, "not_regular", f"not_regular: {text}", text, "1"))
+        desk.take(Refusal("in", "x", "c" * 40, text, "x", "1", identity=text))
+    assert len(desk.rows()) == 2 * len(HOSTILE)
+
+
+def test_what_was_refused_as_a_whole_can_be_sent_in_again(desk):
+    desk.take(replace(message(GOOD[0], 1), name="half \ud800"))
+    assert desk.rows() == [(1, "quarantined", "unstorable")]
+    assert desk.staging.retry(1) == 2
+    assert desk.rows()[1] == (2, "staged", None)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), DiskFull("full"), CommitUnknown("who knows")])
+def test_what_passes_is_no_reason_to_reject_anything(desk, error):
+    looked = [desk.staging.look_into(message(payload, n)) for n, payload in enumerate(GOOD)]
+    desk.database.failing.append(error)
+    with pytest.raises(type(error)):
+        desk.staging.make_durable(looked)
+    assert desk.rows() == []
+    desk.staging.make_durable(looked)
+    assert [state for _, state, _ in desk.rows()] == ["staged"] * len(GOOD)
+
+
+# -- senders ----------------------------------------------------------------------------------------------------------
+
+A, B = "token 00000000000a", "token 00000000000b"
+
+
+def test_two_senders_with_one_key_do_not_meet(desk):
+    first, _ = desk.staging.submit("a.npz", "npz", GOOD[0], "key", A)
+    other, _ = desk.staging.submit("a.npz", "npz", GOOD[1], "key", B)
+    again, _ = desk.staging.submit("a.npz", "npz", GOOD[0], "key", A)
+    assert (first.id != other.id, again.id, again.known) == (True, first.id, True)
+    with pytest.raises(KeyReused):
+        desk.staging.submit("a.npz", "npz", GOOD[1], "key", A)
+    assert [desk.row(staged.id).sender for staged in (first, other)] == [A, B]
+
+
+def expire_keys(desk):
+    with tampering(desk.target) as run:
+        run("UPDATE sighting SET expires_at = '2020-01-01 00:00:00.000000'")
+
+
+@pytest.mark.parametrize("dedupe", ["content", "identity"])
+def test_a_key_that_has_expired_is_a_new_delivery(desk_of, dedupe):
+    desk = desk_of(dedupe=dedupe)
+    first, _ = desk.staging.submit("a.npz", "npz", GOOD[0], "key", A)
+    expire_keys(desk)
+    other, _ = desk.staging.submit("a.npz", "npz", GOOD[1], "key", A)
+    assert (other.id != first.id, other.known) == (True, False)
+    expire_keys(desk)
+    same, _ = desk.staging.submit("a.npz", "npz", GOOD[0], "key", A)
+    assert (same.known, same.duplicate) == (False, dedupe == "content")
+
+
+def test_keys_that_have_expired_go_a_few_at_a_time_and_those_of_sources_never(desk):
+    desk.take(message(GOOD[3], 1))
+    for number in range(ledger.FORGOTTEN + 6):
+        desk.staging.submit("a.npz", "npz", GOOD[0], f"key {number}", A)
+    with tampering(desk.target) as run:
+        run("UPDATE sighting SET expires_at = '2020-01-01 00:00:00.000000' WHERE expires_at IS NOT NULL")
+    for left in (8, 3):
+        desk.staging.submit("a.npz", "npz", GOOD[0], f"new {left}", A)
+        with tampering(desk.target) as run:
+            assert run("SELECT count(*) FROM sighting").scalar() == left
+    assert desk.take(message(GOOD[3], 1))[0].known
+
+
+def test_a_batch_that_is_sent_in_again_is_still_its_senders(desk):
+    staged, _ = desk.staging.submit("a.npz", "npz", GOOD[0], "key", A)
+    with desk.database.write() as session:
+        ledger.finish(session, ledger.claim(session).id, ledger.Outcome("quarantined", reason="bad_labels: x"))
+    assert desk.row(desk.staging.retry(staged.id)).sender == A
+    assert desk.staging.submit("a.npz", "npz", GOOD[0], "key", A)[0].id == staged.id
+
+
+def test_what_was_given_up_undecided_may_be_sent_again_and_its_old_row_says_so(desk):
+    old = reject_in_learning(desk)
+    with desk.database.write() as session:
+        ledger.forget_content(session, old)
+    assert desk.take(message(GOOD[0], 1))[0].known  # the broker's own redelivery is still the batch that it was
+    new, _ = desk.staging.submit("a.npz", "npz", GOOD[0])
+    assert (new.duplicate, desk.row(new.id).state) == (False, "staged")
+    with pytest.raises(LedgerConflict, match=f"batch {old} has the same content as batch {new.id}, which is staged"):
+        desk.staging.retry(old)
+    assert desk.row(old).state == "quarantined"
+
+
+def test_who_posts_as_fast_as_may_be_leaves_room_for_every_other_one(desk_of):
+    """Without end: each takes all that it gets, one after the other, and the next one still gets something."""
+    desk = desk_of(max_queue=64)
+    held = []
+    for number in range(5):
+        desk_room = desk.staging.room("socket", f"uid {number}").batches
+        for turn in range(desk_room):
+            payload = encode(Batch(**draw(number % 3, 1000 * number + turn, 2)))
+            desk.staging.submit(f"{number}-{turn}.npz", "npz", payload, None, f"uid {number}")
+        with pytest.raises(QueueFull, match="of this sender are waiting"):
+            desk.staging.submit("x.npz", "npz", GOOD[0], None, f"uid {number}")
+        held.append(desk_room)
+    assert held[0] == 32
+    assert min(held) >= 1
+    assert sum(held) < 64
+    assert desk.staging.room("in").batches >= 1
+
+
+def test_who_holds_many_bytes_leaves_room_for_every_other_one(desk_of):
+    desk = desk_of(max_spool_bytes=3 * len(GOOD[0]))
+    desk.take(message(GOOD[0], 1), message(GOOD[1], 2))
+    assert desk.staging.room("line-3").batches == 0
+    assert desk.staging.room("in").batches > 0

@@ -239,15 +239,15 @@ class TinyEngine:
             raise EngineError(f"source {source} has no gap to accept", 404)
         return {"source": source, "key": "s", "position": "7", "reason": "messages 1 to 7 are gone", "at": ""}
 
-    def submit(self, name, payload, media_type, key):
+    def submit(self, name, payload, media_type, key, sender):
         if not payload:
             raise BatchRefused("truncated: 0 bytes")
         sha256 = hashlib.sha256(payload).hexdigest()
-        if key is not None and key in self.keys:
-            return self.keys[key]
+        if key is not None and (sender, key) in self.keys:
+            return self.keys[sender, key]
         self.ledger.append({"batch": len(self.ledger) + 1, "name": name, "sha256": sha256, "state": "staged"})
         shown = {field: self.ledger[-1][field] for field in ("batch", "state", "sha256")}
-        self.keys[key] = shown
+        self.keys[sender, key] = shown
         return shown
 
     def scan(self):

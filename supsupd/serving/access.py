@@ -53,10 +53,14 @@ class Forbidden(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, as it is written into the history of masks, and what they may do."""
+    """Who sent a request, as it is written into the history of masks, and what they may do.
+
+    sender: who it is for as long as the token or the user is: whose batches and idempotency keys these are.
+    """
 
     name: str | None
     role: Role
+    sender: str
 
     def may(self, role: Role) -> bool:
         return ROLES.index(self.role) >= ROLES.index(role)
@@ -89,16 +93,16 @@ class Access:
         business here, whatever the mode of the file."""
         peer, limits = peer_of(connection), self._limits()
         if peer.uid in self._owners:
-            return Caller(show_user(peer.uid), "admin")
+            return Caller(show_user(peer.uid), "admin", f"uid {peer.uid}")
         if limits.socket_group is not None and is_member(peer, limits.socket_group):
-            return Caller(show_user(peer.uid), limits.socket_group_role)
+            return Caller(show_user(peer.uid), limits.socket_group_role, f"uid {peer.uid}")
         log.warning("peer_refused", user=show_user(peer.uid))
         return None
 
     def caller_of_file(self) -> Caller:
         """Whoever the mode of a Unix socket's file lets in, where the kernel can't be asked: the least of them."""
         limits = self._limits()
-        return Caller(None, "admin" if limits.socket_group is None else limits.socket_group_role)
+        return Caller(None, "admin" if limits.socket_group is None else limits.socket_group_role, "socket")
 
     def caller_of_token(self, header: str | None) -> Caller:
         """Who sends this value of `Authorization` over TCP. Raises Unauthenticated."""
@@ -106,8 +110,9 @@ class Access:
         token = None if bearer is None or self._tokens is None else self._tokens.find(bearer[1])
         if token is None:
             raise Unauthenticated
-        name = f"token {token.id} ({token.label})" if token.label else f"token {token.id}"
-        return Caller(name, min(token.role, self._limits().tcp_role, key=ROLES.index))
+        sender = f"token {token.id}"
+        name = f"{sender} ({token.label})" if token.label else sender
+        return Caller(name, min(token.role, self._limits().tcp_role, key=ROLES.index), sender)
 
     def check_host(self, header: str | None, address: str | None) -> None:
         """Raises Forbidden unless a request over TCP is meant for us: a page of another site, whose name was bound to

@@ -242,9 +242,9 @@ class Engine(Protocol):
     def drop(self, batch_id: int) -> dict[str, Any]:
         """The row of a rejected batch whose bytes are given up. EngineError 404, 409."""
 
-    def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None) -> dict[str, Any]:
+    def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None, sender: str) -> dict[str, Any]:
         """{"batch": id, "state": ..., "sha256": ...}, once the bytes are durable: the batch that it is, or was when the
-        same bytes, or the same idempotency `key`, came before. Raises BatchRefused."""
+        same bytes, or this sender's same idempotency `key`, came before. Raises BatchRefused."""
 
     def sources(self) -> list[dict[str, Any]]:
         """What batches come from, with what keeps it from working."""

@@ -142,7 +142,8 @@ class Native:
             raise BadInput(f"bad_request: expected one Idempotency-Key of 1 to {MAX_NAME} printable characters")
         media_type = request.headers.get("content-type")
         payload = await read_body(request, self.front.limits)
-        staged = await self.front.patiently(self.engine.submit, name, payload, media_type, keys[0] if keys else None)
+        key, sender = keys[0] if keys else None, caller_of(request).sender
+        staged = await self.front.patiently(self.engine.submit, name, payload, media_type, key, sender)
         return JsonAnswer(staged, status_code=202)
 
     async def reservoir(self, request: Request) -> Response:
