@@ -263,7 +263,7 @@ def test_a_new_file_ends_the_wait_and_our_own_reading_does_not(watched, open_sou
 
 def test_a_walk_of_a_missing_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError):
-        list(walk(tmp_path / "none"))
+        list(walk(str(tmp_path / "none")))
 
 
 def test_a_folder_that_comes_back_gives_nothing_twice(watched, open_source):

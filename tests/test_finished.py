@@ -176,7 +176,7 @@ def test_an_image_folder_is_as_old_as_the_newest_of_all_that_is_in_it(watched):
         before = time.time_ns()
         await_tick()
         change()
-        (candidate,) = tree.walk(watched)
+        (candidate,) = tree.walk(str(watched))
         touched.append(candidate.touched_ns)
         assert touched[-1] > before
     assert touched == sorted(touched)
