@@ -28,7 +28,7 @@ class Native:
         self.engine = front.engine
 
     def routes(self) -> list[GuardedRoute]:
-        task = "/v1/tasks/{task:path}"  # a key may hold slashes
+        task = "/v1/tasks/{task}"
         return [
             GuardedRoute("/v1/status", self.status),
             GuardedRoute("/v1/tasks", self.tasks),
@@ -172,7 +172,7 @@ def _limit(query: dict[str, str]) -> int | None:
 
 def _reference(request: Request) -> str:
     text: str = request.path_params["task"]
-    if not 1 <= len(text) <= MAX_REFERENCE:
+    if not 1 <= len(text) <= MAX_REFERENCE or not text.isprintable():  # as every key and name is
         raise TaskUnknown(text[:40])
     return text
 
