@@ -69,7 +69,9 @@ def test_in_a_pass_that_waits_for_room_no_later_file_comes_before_an_earlier_one
         await_tick()
     put(watched / "marked.npz.done", b"")
     ahead, monotonic, wall = [0.0], time.monotonic(), time.time()
-    clock = SimpleNamespace(monotonic=lambda: monotonic + ahead[0], time=lambda: wall + ahead[0])
+    clock = SimpleNamespace(
+        monotonic=lambda: monotonic + ahead[0], clock_gettime=lambda clock: wall + ahead[0], CLOCK_REALTIME=0
+    )
     monkeypatch.setattr("streams.sightings.time", clock)
     arrivals = source.iter_arrivals()
     assert next(arrivals).name == "marked.npz"

@@ -232,6 +232,28 @@ def test_a_clock_that_jumps_by_years_changes_nothing(jumping, nursery, uninterru
         assert what_was_learned(daemon.state) == uninterrupted
 
 
+@pytest.mark.parametrize("year", [1901, 1969, 2263, 9926, 30_000])
+def test_a_clock_in_any_year_breaks_nothing_then_or_later(jumping, nursery, tmp_path, year):
+    ahead = (year - 2026) * 365 * 86_400
+    with ForkedDaemon(nursery, tmp_path) as daemon:
+        put(daemon, "AA")
+        daemon.start().wait()
+        jumping.jump(ahead)
+        put(daemon, "A", 2)
+        (daemon.watch / "no.txt").write_text("no batch")
+        until(lambda: ask(daemon.state, "SELECT 1 FROM batch WHERE name = 'no.txt'"))
+        until(lambda: len(ask(daemon.state, "SELECT 1 FROM batch WHERE state = 'committed'")) == 3)
+        assert daemon.client.predict(held_out(0)[0][:8])
+        jumping.jump(-ahead)
+        put(daemon, "A", 3)
+        daemon.wait()
+        assert daemon.client.status()["problems"] == []
+        assert daemon.stop() == 0
+        found = ask(daemon.state, "SELECT state FROM batch WHERE code IS NULL")
+        assert [state for (state,) in found] == ["committed"] * 4
+        assert verify(daemon.state / "supsup.db", daemon.state / "spool") == []
+
+
 @pytest.mark.parametrize("seconds", [YEARS, -YEARS])
 def test_a_jump_of_the_clock_finishes_no_file_and_forgets_no_cap(jumping, nursery, tmp_path, seconds):
     config = config_of(
