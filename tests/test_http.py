@@ -243,6 +243,8 @@ BAD = {
     "rename to a taken name": (409, "PATCH", "/v1/tasks/1", {"json": {"name": "task-2"}}),
     "rename the unknown": (404, "PATCH", "/v1/tasks/9", {"json": {"name": "a"}}),
     "retire the unknown": (404, "POST", "/v1/tasks/9/retire", {}),
+    "two names": (400, "POST", "/v1/batches?name=a&name=b", {"content": b"x"}),
+    "two states": (400, "GET", "/v1/batches?state=staged&state=unsure", {}),
     "get on retire": (405, "GET", "/v1/tasks/1/retire", {}),
     "reopen nothing": (404, "POST", "/v1/tasks//reopen", {}),
     "merge without another": (400, "POST", "/v1/tasks/1/merge", {"json": {}}),

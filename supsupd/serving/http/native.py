@@ -178,6 +178,9 @@ def _reference(request: Request) -> str:
 
 
 def _query(request: Request, *allowed: str) -> dict[str, str]:
-    if unknown := set(request.query_params) - set(allowed):
+    given = [name for name, _ in request.query_params.multi_items()]
+    if unknown := set(given) - set(allowed):
         raise BadInput(f"bad_request: unknown query {min(unknown)!r}; expected {' or '.join(allowed)}")
+    if len(given) != len(set(given)):
+        raise BadInput("bad_request: expected each query once")
     return dict(request.query_params)
