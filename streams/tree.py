@@ -192,8 +192,9 @@ def _list_folder(folder: str) -> list[tuple[str, os.stat_result]]:
             if not is_temporary(entry.name) or entry.name == DONE:
                 try:
                     found.append((entry.name, entry.stat(follow_symlinks=False)))
-                except FileNotFoundError:
-                    continue
+                except OSError as error:
+                    if not is_gone(error):
+                        raise
     return found
 
 
