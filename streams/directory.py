@@ -10,11 +10,12 @@ from typing import Literal
 import structlog
 
 from streams.batch import Arrival, BatchRejected, Item, Refusal
-from streams.files import UNREADABLE, StillChanging, find_link, folder_opened
+from streams.files import UNREADABLE, StillChanging, find_link, folder_opened, is_gone, unreadable
 from streams.load import load
 from streams.markers import MISMATCH
 from streams.names import printable
 from streams.sightings import Sightings
+from streams.source import SourceUnavailable
 from streams.tree import Candidate, walk
 from streams.watch import FolderWatch, Watching
 
@@ -72,7 +73,10 @@ class DirectorySource:
         self._due = 0.0  # monotonic: when the first of what is pending may be finished
 
     def iter_arrivals(self) -> Iterator[Item]:
-        """One full pass; a missing folder yields nothing and is looked for again in the next pass."""
+        """One full pass; a missing folder yields nothing and is looked for again in the next pass.
+
+        Raises SourceUnavailable where a link is in its place, or the system lacks what it takes to look.
+        """
         self._due, self._unreadable = float("inf"), {}
         seen = set()
         for candidate in self._scan():
@@ -151,7 +155,11 @@ class DirectorySource:
                 is_empty = False
                 yield candidate
         except OSError as error:
-            self._tell_missing(self._link_in_the_way() or error.strerror or str(error))
+            link = self._link_in_the_way()
+            self._tell_missing(link or error.strerror or str(error))
+            if link or not (is_gone(error) or unreadable(error)):
+                self._problem = self._missing
+                raise SourceUnavailable(self._missing) from None  # what is there has not been seen
             return
         if is_empty and self._device not in (None, device):
             self._tell_missing("empty, and on another file system than before; is it mounted?")

@@ -208,6 +208,28 @@ def test_a_postgresql_store_is_one_daemons_and_who_lost_it_ends(nursery, tmp_pat
         assert "is used by another supsupd" in line
 
 
+# -- a folder that is another one ------------------------------------------------------------------------------------
+
+
+def test_a_link_in_place_of_the_watched_folder_is_told_and_what_lies_there_is_not_settled(nursery, tmp_path):
+    with ForkedDaemon(nursery, tmp_path) as daemon:
+        put(daemon, "A")
+        daemon.start().wait()
+        away, secret = tmp_path / "away", tmp_path / "secret"
+        secret.mkdir()
+        np.savez(secret / "secret.npz", **draw(0, 7))
+        daemon.watch.rename(away)
+        daemon.watch.symlink_to(secret)
+        with pytest.raises(TimeoutError, match="is a symbolic link now, expected the folder"):
+            daemon.client.wait(3)
+        daemon.watch.unlink()
+        away.rename(daemon.watch)
+        put(daemon, "A", 1)
+        daemon.wait()
+        assert [row["name"] for row in daemon.client.batches()] == ["00-A.npz", "01-A.npz"]
+        assert daemon.client.status()["problems"] == []
+
+
 # -- the clock ---------------------------------------------------------------------------------------------------------
 
 
