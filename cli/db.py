@@ -139,7 +139,7 @@ def _existing(state: Path, database: str | None) -> "Backend":
 
 
 def _network_problems(target: "Target") -> list[str]:
-    """Whether the weights that the masks belong to can be made again, bit for bit."""
+    """Whether the weights that the masks belong to can be made again, bit for bit, and all numbers are fit for them."""
     from storage.db import reading
     from storage.networks import get_network
 
@@ -152,6 +152,7 @@ def _network_problems(target: "Target") -> list[str]:
     from supsupd.learning.network import NetworkMismatch
     from supsupd.learning.pretrained import PretrainedMismatch
     from supsupd.persistence import load_network
+    from supsupd.soundness import list_unfit
 
     try:
         load_network(row, pick_device("cpu"))
@@ -159,7 +160,8 @@ def _network_problems(target: "Target") -> list[str]:
         return [str(error)]
     except (KeyError, LookupError, TypeError, ValueError) as error:
         return [f"network: the stored description cannot be read: {error}"]
-    return []
+    with reading(target) as session:
+        return list_unfit(session)
 
 
 @contextmanager

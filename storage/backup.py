@@ -6,7 +6,6 @@ import io
 import json
 import os
 import tarfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -115,7 +114,7 @@ def back_up_before(backend: Backend, state: Path, revision: str) -> Path | None:
         readers.dispose()
     folder = state / "backup"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file = folder / f"{revision}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}.tar"
+    file = folder / f"{revision}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{os.getpid()}.tar"
     make_backup(backend, state / SPOOL, file, everything=True)
     return file
 
@@ -197,7 +196,7 @@ def _write_tar(file: Path, manifest: Manifest, copy: Path, links: Path) -> None:
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o600, int(time.time())
+    info.size, info.mode, info.mtime = size, 0o600, int(datetime.now(UTC).timestamp())
     return info
 
 

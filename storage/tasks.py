@@ -223,10 +223,10 @@ def merge(session: Session, task_id: int, other_id: int) -> TaskRow:
     return row
 
 
-def iter_tasks(session: Session) -> Iterator[TaskRow]:
-    """The tasks in use in the order in which they were found, a few in memory at a time."""
-    query = select(TaskRow).where(TaskRow.retired_at.is_(None)).order_by(TaskRow.id)
-    yield from session.scalars(query.execution_options(yield_per=AT_A_TIME))
+def iter_tasks(session: Session, retired: bool = False) -> Iterator[TaskRow]:
+    """As `list_tasks`, a few in memory at a time."""
+    query = select(TaskRow).order_by(TaskRow.id).execution_options(yield_per=AT_A_TIME)
+    yield from session.scalars(query if retired else query.where(TaskRow.retired_at.is_(None)))
 
 
 def load_merges(session: Session) -> dict[int, int]:

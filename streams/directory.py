@@ -1,5 +1,6 @@
 """A watched folder as a source. Its files are only ever read; every pass looks at all of them."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import Literal
 import structlog
 
 from streams.batch import Arrival, BatchRejected, Item, Refusal
-from streams.files import UNREADABLE, StillChanging
+from streams.files import UNREADABLE, StillChanging, find_link, folder_opened, is_gone, unreadable
 from streams.load import load
 from streams.markers import MISMATCH
 from streams.names import printable
 from streams.sightings import Sightings
+from streams.source import SourceUnavailable
 from streams.tree import Candidate, walk
 from streams.watch import FolderWatch, Watching
 
@@ -48,14 +50,14 @@ class DirectorySource:
     """The `Source` of the batch files and image folders below `root`, at any depth.
 
     `cursors` maps key to position of what is acknowledged already. A file that changes after that has a new
-    position and is examined again.
+    position and is examined again. Links in the path of `root` are followed once, here, and never again.
     """
 
     def __init__(
         self, root: Path, *, name: str, cursors: Mapping[str, str], settings: DirectorySettings | None = None
     ) -> None:
         self.name = name
-        self._root = root.absolute()
+        self._root = Path(os.path.realpath(root))
         self._settings = settings or DirectorySettings()
         self._cursors = dict(cursors)
         self._remembered = 0
@@ -71,7 +73,10 @@ class DirectorySource:
         self._due = 0.0  # monotonic: when the first of what is pending may be finished
 
     def iter_arrivals(self) -> Iterator[Item]:
-        """One full pass; a missing folder yields nothing and is looked for again in the next pass."""
+        """One full pass; a missing folder yields nothing and is looked for again in the next pass.
+
+        Raises SourceUnavailable where a link is in its place, or the system lacks what it takes to look.
+        """
         self._due, self._unreadable = float("inf"), {}
         seen = set()
         for candidate in self._scan():
@@ -144,12 +149,17 @@ class DirectorySource:
 
     def _walk(self) -> Iterator[Candidate]:
         try:
-            device, is_empty = self._root.stat().st_dev, True
-            for candidate in walk(self._root):
+            with folder_opened(str(self._root)) as fd:
+                device, is_empty = os.fstat(fd).st_dev, True
+            for candidate in walk(str(self._root)):
                 is_empty = False
                 yield candidate
         except OSError as error:
-            self._tell_missing(error.strerror or str(error))
+            link = self._link_in_the_way()
+            self._tell_missing(link or error.strerror or str(error))
+            if link or not (is_gone(error) or unreadable(error)):
+                self._problem = self._missing
+                raise SourceUnavailable(self._missing) from None  # what is there has not been seen
             return
         if is_empty and self._device not in (None, device):
             self._tell_missing("empty, and on another file system than before; is it mounted?")
@@ -159,6 +169,12 @@ class DirectorySource:
         if self._missing:
             _log.info("source_back", source=self.name, folder=str(self._root))
         self._missing = None
+
+    def _link_in_the_way(self) -> str | None:
+        link = find_link(str(self._root))
+        if link is None:
+            return None
+        return f"{printable(link)} is a symbolic link now, expected the folder that was there at the start"
 
     def _examine(self, candidate: Candidate) -> Item | None:
         """What became of a candidate; None while it is not finished."""

@@ -5,14 +5,17 @@ import re
 from contextlib import suppress
 
 from streams.batch import BatchRejected
+from streams.names import printable
 
 MAGIC = b"SUPSUPD1"
 """What a flow of frames begins with; each frame is its length, 4 bytes, big-endian, and so many bytes."""
 
 _LENGTH = 4
-_MAX_DEPTH = 16
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]')
-_VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.){0,1024}+"|-?[0-9]{1,32}(?=[\s,}]))')
+_VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*+"|[^"\s,}]+)')
+_INTEGER = re.compile(rb"-?[0-9]+")
+_TOLD = ("name", "id")
+_LONGEST_KEY = len(r'"\u006e\u0061\u006d\u0065"')
 
 
 class Frames:
@@ -122,17 +125,42 @@ def is_closed(line: bytes) -> bool:
 
 
 def told_by(line: bytes) -> dict[str, str]:
-    """The outer "name" and "id" of a JSON object, without reading the numbers in it: those are for the decoder."""
+    """The outer "name" and "id" of a JSON object, without reading the numbers in it: those are for the decoder.
+
+    Raises BatchRejected for one that is neither a string nor an integer: passed over, it would protect from nothing.
+    """
     told: dict[str, str] = {}
     depth = 0
     for token in _TOKENS.finditer(line):
         if token[0] in b"{[":
             depth += 1
-            if depth > _MAX_DEPTH:
-                break
         elif token[0] in b"}]":
             depth -= 1
-        elif depth == 1 and token[0] in (b'"name"', b'"id"') and (value := _VALUE.match(line, token.end())):
-            with suppress(ValueError):
-                told[token[0][1:-1].decode()] = str(json.loads(value[1]))
+        elif depth == 1 and (key := _key_of(token[0])) and (value := _VALUE.match(line, token.end())):
+            told.pop(key, None)
+            if (text := _told(key, value[1])) is not None:
+                told[key] = text
     return told
+
+
+def _key_of(token: bytes) -> str | None:
+    """One of those that tell something, however it is written."""
+    if len(token) > _LONGEST_KEY:
+        return None
+    with suppress(ValueError):
+        text = str(json.loads(token))
+        return text if text in _TOLD else None
+    return None
+
+
+def _told(key: str, value: bytes) -> str | None:
+    """None for null, and for what is no JSON: the decoder says where. Raises BatchRejected for another type."""
+    if value.startswith(b'"'):
+        with suppress(ValueError):
+            return str(json.loads(value))
+    elif _INTEGER.fullmatch(value):
+        return value.decode()
+    elif value != b"null":
+        shown = printable(value[:20].decode("ascii", "replace"))
+        raise BatchRejected("bad_format", f'"{key}" is {shown}, expected a string or an integer')
+    return None

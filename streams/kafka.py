@@ -206,7 +206,8 @@ class KafkaSource(BrokerSource):
         partition, offset, payload = message.partition(), message.offset(), message.value() or b""
         if offset < self._next[partition]:
             return
-        headers = {name.lower(): (text or b"").decode("utf-8", "replace") for name, text in message.headers() or ()}
+        found = message.headers() or ()
+        headers = {name.lower(): (text or b"").decode("utf-8", "surrogateescape") for name, text in found}
         key = self._key(partition)
         told = Message(key, str(offset + 1), None, f"{key}/{offset}", payload, headers)
         self._taken += 1

@@ -35,4 +35,4 @@ def _pack(candidate: Candidate, found: dict[str, bytes]) -> tuple[str, bytes]:
         x, y = found.values()
         return "npz", pack_pair(x, y)
     (payload,) = found.values()
-    return form_of_name(candidate.key) or "", payload
+    return form_of_name(candidate.members[0].path) or "", payload

@@ -269,7 +269,7 @@ class RedisSource(BrokerSource):
 
 
 def _text(raw: bytes | str) -> str:
-    return raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw
+    return raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else raw
 
 
 def _parts(entry: str) -> tuple[int, int]:

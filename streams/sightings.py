@@ -42,16 +42,21 @@ class WallClock:
     """The age of a file by its own time, believed only as far back as the wall clock has run evenly."""
 
     def __init__(self) -> None:
-        self._ahead = time.time() - time.monotonic()
+        self._ahead = _wall_seconds() - time.monotonic()
         self._even_since = -math.inf
 
     def age(self, touched_ns: int) -> float:
         """Seconds since `touched_ns` of the wall clock; never more than have passed since that clock last jumped."""
-        now, wall = time.monotonic(), time.time()
+        now, wall = time.monotonic(), _wall_seconds()
         if abs(wall - now - self._ahead) > _UNEVEN_SECONDS:
             self._even_since = now
         self._ahead = wall - now
         return min(wall - touched_ns / 1e9, now - self._even_since)
+
+
+def _wall_seconds() -> float:
+    """Of any year: `time.time` fails from 2262 on."""
+    return time.clock_gettime(time.CLOCK_REALTIME)
 
 
 _wall = WallClock()

@@ -11,11 +11,12 @@ from streams.batch import Arrival, BatchRejected, Item, Refusal, digest_of
 from streams.broker import MAX_HELD_BYTES, MAX_UNACKNOWLEDGED, UNKNOWN_FORM, reason_of
 from streams.formats import sniff
 from streams.framing import MAGIC, Frames, Lines, told_by
-from streams.names import printable
+from streams.names import printable, shortened
 from streams.source import SourceUnavailable
 
 _READ_BYTES = 1 << 18
-_MAX_NAME = 256
+_MAX_NAME = 256  # bytes
+_MAX_IDENTITY = 4096
 
 
 class StdinSource:
@@ -119,27 +120,30 @@ class StdinSource:
         if part is None:
             return False
         self._count += 1
-        name, identity, form = f"{self.name}/{self._count}", None, self._form
-        if isinstance(part, BatchRejected):
-            reason = printable(str(part))
-            self._held.append(Refusal(self.name, name, part.code, reason, self.name, self._position()))
-            return True
-        if isinstance(splitter, Lines):
-            told = told_by(part)
-            name, identity, form = told.get("name", name), told.get("id"), "json"
-        self._held.append(
-            Arrival(
-                source=self.name,
-                name=printable(name)[:_MAX_NAME],
-                form=form or sniff(part) or UNKNOWN_FORM,
-                sha256=digest_of(part),
-                payload=part,
-                key=self.name,
-                position=self._position(),
-                identity=None if identity is None else f"{self.name}:{printable(identity)}",
-            )
-        )
+        name = f"{self.name}/{self._count}"
+        try:
+            if isinstance(part, BatchRejected):
+                raise part
+            self._held.append(self._arrival(part, name, told_by(part) if isinstance(splitter, Lines) else None))
+        except BatchRejected as error:
+            reason = printable(str(error))
+            self._held.append(Refusal(self.name, name, error.code, reason, self.name, self._position()))
         return True
+
+    def _arrival(self, part: bytes, name: str, told: dict[str, str] | None) -> Arrival:
+        """told: what a line says of itself; None for a frame."""
+        form, identity = (self._form, None) if told is None else ("json", told.get("id"))
+        name = name if told is None else told.get("name", name)
+        return Arrival(
+            source=self.name,
+            name=shortened(printable(name), _MAX_NAME),
+            form=form or sniff(part) or UNKNOWN_FORM,
+            sha256=digest_of(part),
+            payload=part,
+            key=self.name,
+            position=self._position(),
+            identity=None if identity is None else shortened(f"{self.name}:{printable(identity)}", _MAX_IDENTITY),
+        )
 
     def _position(self) -> str:
         return f"{self._run}/{self._count}"

@@ -6,15 +6,14 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 from streams.batch import BatchRejected
-from streams.files import fingerprint, unreadable
+from streams.files import fingerprint, folder_opened, is_gone, unreadable
 from streams.formats import form_of_name
 from streams.images import IMAGE_SUFFIXES
 from streams.markers import DONE, Marker, Member, find_marker, is_marker
-from streams.names import is_temporary, natural_key, printable
+from streams.names import is_temporary, natural_key, printable, shortened
 
 _SPECIAL = (
     (stat.S_ISLNK, "symlink"),
@@ -26,13 +25,15 @@ _NEVER_FOLDERS = (".npz", ".npy")  # while others write whole folders called x.p
 _PAIR = (".x.npy", ".y.npy")
 _EXPECTED = ".npz, .npy, .tar, .parquet, .csv, .arrow, .jsonl, .json"
 _SECOND = 10**9  # ns
+_MAX_DEPTH = 64  # each folder is opened part by part of its path, which must not take ever longer
+_MAX_KEY = 4096  # bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """What may become one arrival or refusal: a file, a pair of files, or a folder of class folders of images.
 
-    key: path below the watched folder, printable; position: what its members' stats come to.
+    key: path below the watched folder, printable, shortened if very long; position: what its members' stats come to.
     folders_ns: newest change of an image folder and its class folders.
     defect: why it cannot become an arrival, where a look is enough to know. lacks: the same, but the rest may come.
     """
@@ -80,9 +81,12 @@ class _Images:
     marker: Member | None = None
 
 
-def walk(root: Path) -> Iterator[Candidate]:
-    """Every candidate below `root` at any depth, in no order; raises OSError when `root` cannot be listed."""
-    return _Walk(str(root)).run(root.stat())
+def walk(root: str) -> Iterator[Candidate]:
+    """Every candidate below `root`, an absolute path, in no order; what lies too deep is one that has a defect.
+
+    Follows no link, in `root` neither. Raises OSError when `root` cannot be listed, or the system lacks what it takes.
+    """
+    return _Walk(root).run()
 
 
 class _Walk:
@@ -91,8 +95,9 @@ class _Walk:
         self._images: dict[str, _Images] = {}  # of the folders that are being gone through
         self._folders: list[tuple[str, os.stat_result, bool]] = []  # path, stat, whether all below was seen
 
-    def run(self, seen: os.stat_result) -> Iterator[Candidate]:
-        self._folders.append((self._top, seen, False))
+    def run(self) -> Iterator[Candidate]:
+        with folder_opened(self._top) as fd:
+            self._folders.append((self._top, os.fstat(fd), False))
         while self._folders:
             folder, seen, is_done = self._folders.pop()
             if is_done:
@@ -101,9 +106,10 @@ class _Walk:
             try:
                 entries = _list_folder(folder)
             except OSError as error:
-                if folder == self._top:
+                defect = unreadable(error)
+                if folder == self._top or not (defect or is_gone(error)):
                     raise
-                if defect := unreadable(error):
+                if defect:
                     yield self._file(_member(folder, seen), {}, defect)
                 continue
             self._folders.append((folder, seen, True))
@@ -120,7 +126,10 @@ class _Walk:
             lower = name.lower()
             if name not in files:
                 if stat.S_ISDIR(now.st_mode) and not lower.endswith(_NEVER_FOLDERS):
-                    self._enter(f"{folder}/{name}", now, find_marker(files, name))
+                    if folder.count("/", len(self._top)) < _MAX_DEPTH:
+                        self._enter(f"{folder}/{name}", now, find_marker(files, name))
+                    else:
+                        yield self._file(_member(f"{folder}/{name}", now), files, _too_deep())
                 elif not stat.S_ISREG(now.st_mode):
                     yield self._file(_member(f"{folder}/{name}", now), files, _not_regular(now))
             elif lower.endswith(IMAGE_SUFFIXES) and folder != self._top:
@@ -178,13 +187,14 @@ class _Walk:
 def _list_folder(folder: str) -> list[tuple[str, os.stat_result]]:
     """Names and stats of what is not temporary; links are not followed."""
     found = []
-    with os.scandir(folder) as entries:
+    with folder_opened(folder) as fd, os.scandir(fd) as entries:
         for entry in entries:
             if not is_temporary(entry.name) or entry.name == DONE:
                 try:
                     found.append((entry.name, entry.stat(follow_symlinks=False)))
-                except FileNotFoundError:
-                    continue
+                except OSError as error:
+                    if not is_gone(error):
+                        raise
     return found
 
 
@@ -197,7 +207,11 @@ def _markers(found: list[tuple[Member | None, tuple[Member, ...]]], depth: int =
 
 
 def _key(root: str, path: str) -> str:
-    return printable(path[len(root) + 1 :]) or "."
+    return shortened(printable(path[len(root) + 1 :]), _MAX_KEY) or "."
+
+
+def _too_deep() -> BatchRejected:
+    return BatchRejected("too_deep", f"a folder in {_MAX_DEPTH} others, expected at most {_MAX_DEPTH} in each other")
 
 
 def _not_regular(seen: os.stat_result) -> BatchRejected:

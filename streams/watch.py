@@ -17,6 +17,7 @@ from watchdog.events import (
 )
 from watchdog.observers.inotify import InotifyObserver
 
+from streams.files import folder_opened
 from streams.mounts import remote_kind
 
 MAX_MOVED = 100_000  # hints kept between two passes
@@ -35,6 +36,7 @@ _log = structlog.get_logger("supsupd.streams")
 class FolderWatch(FileSystemEventHandler):
     """Wakes a waiting thread when files come, and remembers which were renamed into place.
 
+    root: absolute, without links.
     remote: others may write to the folder without this system's knowledge; then nothing is watched unless asked for.
     """
 
@@ -43,7 +45,6 @@ class FolderWatch(FileSystemEventHandler):
         self._watching = watching
         self._kind: str | None = None  # of network file system
         self._root = root
-        self._real = str(root)
         self._wake = threading.Event()
         self._poked = threading.Event()
         self._lock = threading.Lock()
@@ -55,7 +56,8 @@ class FolderWatch(FileSystemEventHandler):
     def ensure(self) -> None:
         """Watch the folder that is there now; go on without hints when the system has no watch to give."""
         try:
-            now = self._root.stat()
+            with folder_opened(str(self._root)) as fd:
+                now = os.fstat(fd)
             identity = (now.st_dev, now.st_ino)
             if identity == self._identity and self._is_alive():
                 return
@@ -64,7 +66,7 @@ class FolderWatch(FileSystemEventHandler):
             if self._gets_hints():
                 self._observe()
             self._identity, self._warned = identity, False
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self.close()  # the pass reports it
         except OSError as error:
             self.close()
@@ -76,7 +78,7 @@ class FolderWatch(FileSystemEventHandler):
         """Absolute paths that were renamed into place since the last call."""
         with self._lock:
             moved, self._moved = self._moved, set()
-        return {f"{self._root}/{path.removeprefix(f'{self._real}/')}" for path in moved}
+        return moved
 
     def wait(self, timeout: float, pause: float = 0.0) -> None:
         """Return at `poke`, at a hint but not before `pause` seconds, or after `timeout` seconds."""
@@ -122,7 +124,6 @@ class FolderWatch(FileSystemEventHandler):
         self._kind = kind
 
     def _observe(self) -> None:
-        self._real = str(self._root.resolve())
         self._observer = InotifyObserver(generate_full_events=True)  # moves from outside are moves, too
         self._observer.start()
-        self._observer.schedule(self, self._real, recursive=True, event_filter=list(_EVENTS))
+        self._observer.schedule(self, str(self._root), recursive=True, event_filter=list(_EVENTS))

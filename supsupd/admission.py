@@ -17,19 +17,18 @@ from supsupd.learning.network import Architecture
 from supsupd.learning.normalise import Normaliser
 from supsupd.learning.reference import Reference
 from supsupd.learning.transforms import ShapeMismatch
-from supsupd.portable import FileRefused, MaskFile, PortableMask
+from supsupd.portable import FileRefused, MaskFile, NetworkIdentity, PortableMask
 
 
 class NetworkDiffers(ValueError):
     """The masks of a file belong to another network than that of the state directory; the text says how it differs."""
 
 
-def architecture_of(file: MaskFile) -> Architecture:
+def architecture_of(network: NetworkIdentity, normalisation_data: bytes | None) -> Architecture:
     """Raises FileRefused unless there is such a network, with such classes and inputs."""
-    network = file.network
     try:
         architecture = Architecture.from_json(network.architecture)
-        normaliser = _normaliser(network.normalisation, file.normalisation_data)
+        normaliser = _normaliser(network.normalisation, normalisation_data)
         if normaliser.output_shape != architecture.input_shape:
             raise ValueError(f"inputs of {normaliser.output_shape}, expected {architecture.input_shape}")
         if len(set(network.classes)) != len(network.classes) or len(network.classes) > architecture.outputs:

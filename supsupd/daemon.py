@@ -167,8 +167,10 @@ class Daemon:
         """What the daemon cannot be without and has ended."""
         if not server.alive:
             return "http_server_gone"
-        is_learning = any(thread.name == LEARNING and thread.is_alive() for thread in self._threads)
-        return None if is_learning or self._stopping.is_set() else "learning_gone"
+        gone = [thread.name for thread in self._threads if not thread.is_alive()]
+        if not gone or self._stopping.is_set():
+            return None
+        return "learning_gone" if LEARNING in gone else "source_gone"
 
     def _fail(self, who: str, error: Exception) -> None:
         """What the disk said it has may be gone, or the store is another daemon's: nothing more is written."""

@@ -1,9 +1,11 @@
 """Logs: one structured stream on stderr for us and for the libraries below us."""
 
+import copy
 import logging
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -44,11 +46,32 @@ def configure(log_format: LogFormat = "auto", level: str = "info") -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format)],
         )
     )
+    logging.setLogRecordFactory(_record_factory())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("supsupd").setLevel(level.upper())
     logging.captureWarnings(True)
+
+
+def _record_factory() -> Callable[..., logging.LogRecord]:
+    """Makes records in any year: their own constructor fails from 2262 on, and with it whatever has something to say.
+    The time of a line comes from elsewhere."""
+    timeless = logging.LogRecord("", logging.NOTSET, "", 0, "", (), None)
+
+    def make(
+        name: str, level: int, path: str, line: int, text: object, args: Any, error: Any, *rest: Any, **more: Any
+    ) -> logging.LogRecord:
+        try:
+            return logging.LogRecord(name, level, path, line, text, args, error, *rest, **more)
+        except OverflowError:
+            record = copy.copy(timeless)
+            record.name, record.levelno, record.levelname = name, level, logging.getLevelName(level)
+            record.pathname, record.lineno = path, line
+            record.msg, record.args, record.exc_info = text, args, error
+            return record
+
+    return make
 
 
 def _add_request(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

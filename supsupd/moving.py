@@ -40,12 +40,13 @@ def export_masks(session: Session, path: Path, wanted: Collection[int] = ()) -> 
     rows = [tasks.load_task(session, task_id) for task_id in sorted(set(wanted))] or tasks.list_tasks(session)
     if not rows:
         raise NothingToMove("there is no task in use")
-    found = [_portable(session, row) for row in rows]
-    write_masks(path, _identity(network), network.normalisation_data, found)
+    found = [portable_of(session, row) for row in rows]
+    write_masks(path, identity_of(network), network.normalisation_data, found)
     return [row.id for row in rows]
 
 
-def _portable(session: Session, row: TaskRow) -> PortableMask:
+def portable_of(session: Session, row: TaskRow) -> PortableMask:
+    """Raises MaskCorrupt."""
     mask = masks.load_mask(session, row.id)
     record = MaskRecord(
         task=row.id,
@@ -62,7 +63,7 @@ def _portable(session: Session, row: TaskRow) -> PortableMask:
     return PortableMask(record, mask.bits, mask.statistics, tasks.get_inputs(session, row.id))
 
 
-def _identity(row: NetworkRow) -> NetworkIdentity:
+def identity_of(row: NetworkRow) -> NetworkIdentity:
     """Of a pretrained file only the name goes along; what is in it is part of the network's hash."""
     stored = row.architecture
     path = {"pretrained": Path(stored["pretrained"]).name} if "pretrained" in stored else {}
@@ -89,7 +90,8 @@ def import_masks(
 
     Raises FileRefused, NetworkDiffers, AlreadyThere, NetworkMismatch, PretrainedMismatch: then nothing may be kept.
     """
-    architecture, row = architecture_of(file), networks.get_network(session)
+    architecture = architecture_of(file.network, file.normalisation_data)
+    row = networks.get_network(session)
     if next(file.masks(), None) is None:
         raise FileRefused("there is no task in it")
     for mask in file.masks():

@@ -93,11 +93,27 @@ def test_a_route_takes_its_role_and_no_less(port, credentials, method, path, rol
             assert error_of(body) == f"forbidden: this takes the role {role}, and yours is {granted}"
 
 
-@pytest.mark.parametrize("path", ["/", "/v3", "/v2/models/", "/v1/status/", "//v1/status", "/.env", "/v2/health/live/"])
+READ_ANOTHER_WAY = (
+    "/v2/health/live/",
+    "/v2/health%2Flive",
+    "/v2/health/live%0A",
+    "/%6Civez",
+    "/livez%2F..%2Fv1%2Fstatus",
+)
+
+
+@pytest.mark.parametrize("path", ["/", "/v3", "/v2/models/", "/v1/status/", "//v1/status", "/.env", *READ_ANOTHER_WAY])
 def test_who_is_unknown_does_not_learn_what_paths_there_are(port, credentials, path):
     assert ask(port, path=path)[0] == 401
     assert ask(port, path=path, authorizations=[credentials.granted["predict"]])[0] == 404
     assert ask(port, "DELETE", "/v1/status")[0] == 401
+
+
+def test_no_role_reaches_a_route_above_it_by_another_reading(port, credentials):
+    for path in ("/v1/tasks/1%2Fretire", "/v1/tasks%2F1/retire", "/v1/tasks/1/%72etire", "/v1/tasks/1/retire%2F"):
+        status, _, _ = ask(port, "POST", path, [credentials.granted["predict"]])
+        assert status in (404, 405)
+    assert ask(port, "POST", "/v1/tasks/1/retire", [credentials.granted["predict"]])[0] == 403
 
 
 def test_one_right_request_lets_no_other_of_its_connection_in(port, credentials):

@@ -69,7 +69,9 @@ def test_in_a_pass_that_waits_for_room_no_later_file_comes_before_an_earlier_one
         await_tick()
     put(watched / "marked.npz.done", b"")
     ahead, monotonic, wall = [0.0], time.monotonic(), time.time()
-    clock = SimpleNamespace(monotonic=lambda: monotonic + ahead[0], time=lambda: wall + ahead[0])
+    clock = SimpleNamespace(
+        monotonic=lambda: monotonic + ahead[0], clock_gettime=lambda clock: wall + ahead[0], CLOCK_REALTIME=0
+    )
     monkeypatch.setattr("streams.sightings.time", clock)
     arrivals = source.iter_arrivals()
     assert next(arrivals).name == "marked.npz"
@@ -263,7 +265,7 @@ def test_a_new_file_ends_the_wait_and_our_own_reading_does_not(watched, open_sou
 
 def test_a_walk_of_a_missing_folder_says_so(tmp_path):
     with pytest.raises(FileNotFoundError):
-        list(walk(tmp_path / "none"))
+        list(walk(str(tmp_path / "none")))
 
 
 def test_a_folder_that_comes_back_gives_nothing_twice(watched, open_source):

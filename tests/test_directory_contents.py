@@ -1,7 +1,10 @@
 """What lies in a watched folder: files that are none, odd names, image folders, pairs of arrays."""
 
+import contextlib
+import errno
 import hashlib
 import os
+import re
 import socket
 import tempfile
 from pathlib import Path
@@ -14,6 +17,7 @@ from structlog.testing import capture_logs
 from streams.batch import Arrival
 from streams.directory import DirectorySettings
 from streams.formats import decode
+from streams.source import SourceUnavailable
 
 # --- what is no file --------------------------------------------------------------------------------------
 
@@ -246,3 +250,106 @@ def test_a_pair_shares_one_cap(watched, open_source):
     put(watched / "a.y.npy", npy(np.arange(3)))
     settings = DirectorySettings(settle_seconds=0, max_batch_bytes=200)
     assert names(take(open_source(settings))) == ["too_large"]
+
+
+# --- what leads elsewhere, or too far ---------------------------------------------------------------------
+
+
+def deep(root, folders, name):
+    """A file so many folders deep, on a path that no system call takes as a whole."""
+    fd = os.open(root, os.O_RDONLY)
+    for _ in range(folders):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("d" * 250, dir_fd=fd)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    with open(name, "wb", opener=lambda path, flags: os.open(path, flags, 0o644, dir_fd=fd)) as file:
+        file.write(npz(1))
+    os.close(fd)
+
+
+def test_files_on_paths_over_those_that_a_system_call_takes_arrive(watched, open_source):
+    deep(watched, 18, "one.npz")
+    deep(watched, 18, "\n\udce9.npz")
+    source = open_source()
+    items = take(source)
+    assert [item.payload for item in items] == [npz(1), npz(1)]
+    assert all(item.form == "npz" and item.name.isprintable() for item in items)
+    assert all(len(item.key.encode()) <= 4096 for item in items)
+    assert len({item.key for item in items}) == 2
+    assert take(source) == []
+    assert take(open_source(cursors={item.key: item.position for item in items})) == []
+
+
+def test_a_folder_that_lies_too_deep_is_refused_in_one_line(watched, open_source):
+    path = watched
+    for _ in range(64):
+        path = path / "d"
+    put(path / "taken.npz", npz(1))
+    put(path / "d" / "not.npz", npz(2))
+    items = take(open_source())
+    assert sorted(names(items)) == ["d/" * 64 + "taken.npz", "too_deep"]
+    (refusal,) = (item for item in items if not isinstance(item, Arrival))
+    assert refusal.name == "/".join("d" * 65)
+    assert refusal.reason == "too_deep: a folder in 64 others, expected at most 64 in each other"
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_a_watched_folder_that_a_link_replaces_is_told_and_not_followed(tmp_path, open_source, above):
+    put(tmp_path / "secret" / "in" / "a.npz", npz(7))
+    put(tmp_path / "parent" / "in" / "b.npz", npz(1))
+    source = open_source(root=tmp_path / "parent" / "in")
+    assert names(take(source)) == ["b.npz"]
+    place = tmp_path / "parent" if above else tmp_path / "parent" / "in"
+    place.rename(tmp_path / "away")
+    place.symlink_to(tmp_path / "secret" / ("" if above else "in"))
+    told = f"{tmp_path}/parent/in: {place} is a symbolic link now, expected the folder that was there at the start"
+    for _ in range(2):
+        with pytest.raises(SourceUnavailable, match=re.escape(told)):
+            take(source)
+        assert source.problem() == told
+    place.unlink()
+    (tmp_path / "away").rename(place)
+    assert take(source) == []
+    assert source.problem() is None
+
+
+def test_a_watched_link_is_followed_once(tmp_path, watched, open_source):
+    link = tmp_path / "link"
+    link.symlink_to(watched)
+    source = open_source(root=link)
+    put(watched / "a.npz", npz(1))
+    link.unlink()
+    link.symlink_to(put(tmp_path / "secret" / "b.npz", npz(7)).parent)
+    assert names(take(source)) == ["a.npz"]
+
+
+def test_a_folder_that_a_link_replaces_after_the_look_gives_no_foreign_bytes(tmp_path, watched, open_source):
+    put(watched / "1.npz", npz(1))
+    put(watched / "sub" / "2.npz", npz(2))
+    put(watched / "3" / "3.npz", npz(3))
+    (tmp_path / "secret").mkdir()
+    passing = open_source().iter_arrivals()
+    assert next(passing).name == "1.npz"
+    (watched / "sub").rename(tmp_path / "secret" / "sub")  # the very file that was seen, but by another way
+    (watched / "sub").symlink_to(tmp_path / "secret" / "sub")
+    assert names(passing) == ["3/3.npz"]
+
+
+def test_a_folder_that_cannot_be_listed_for_want_of_descriptors_is_not_passed_over(watched, open_source, monkeypatch):
+    put(watched / "sub" / "a.npz", npz(1))
+    source = open_source()
+    listed = os.scandir
+
+    def scandir(fd):
+        if "/sub" in str(Path(f"/proc/self/fd/{fd}").readlink()):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return listed(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", scandir)
+        with pytest.raises(SourceUnavailable, match="Too many open files"):
+            take(source)
+    assert names(take(source)) == ["sub/a.npz"]
+    assert source.problem() is None

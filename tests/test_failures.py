@@ -208,6 +208,28 @@ def test_a_postgresql_store_is_one_daemons_and_who_lost_it_ends(nursery, tmp_pat
         assert "is used by another supsupd" in line
 
 
+# -- a folder that is another one ------------------------------------------------------------------------------------
+
+
+def test_a_link_in_place_of_the_watched_folder_is_told_and_what_lies_there_is_not_settled(nursery, tmp_path):
+    with ForkedDaemon(nursery, tmp_path) as daemon:
+        put(daemon, "A")
+        daemon.start().wait()
+        away, secret = tmp_path / "away", tmp_path / "secret"
+        secret.mkdir()
+        np.savez(secret / "secret.npz", **draw(0, 7))
+        daemon.watch.rename(away)
+        daemon.watch.symlink_to(secret)
+        with pytest.raises(TimeoutError, match="is a symbolic link now, expected the folder"):
+            daemon.client.wait(3)
+        daemon.watch.unlink()
+        away.rename(daemon.watch)
+        put(daemon, "A", 1)
+        daemon.wait()
+        assert [row["name"] for row in daemon.client.batches()] == ["00-A.npz", "01-A.npz"]
+        assert daemon.client.status()["problems"] == []
+
+
 # -- the clock ---------------------------------------------------------------------------------------------------------
 
 
@@ -230,6 +252,28 @@ def test_a_clock_that_jumps_by_years_changes_nothing(jumping, nursery, uninterru
         years = ask(daemon.state, "SELECT DISTINCT substr(created_at, 1, 4) FROM batch")
         assert len(years) == 3, "the clock did not jump"
         assert what_was_learned(daemon.state) == uninterrupted
+
+
+@pytest.mark.parametrize("year", [1901, 1969, 2263, 9926, 30_000])
+def test_a_clock_in_any_year_breaks_nothing_then_or_later(jumping, nursery, tmp_path, year):
+    ahead = (year - 2026) * 365 * 86_400
+    with ForkedDaemon(nursery, tmp_path) as daemon:
+        put(daemon, "AA")
+        daemon.start().wait()
+        jumping.jump(ahead)
+        put(daemon, "A", 2)
+        (daemon.watch / "no.txt").write_text("no batch")
+        until(lambda: ask(daemon.state, "SELECT 1 FROM batch WHERE name = 'no.txt'"))
+        until(lambda: len(ask(daemon.state, "SELECT 1 FROM batch WHERE state = 'committed'")) == 3)
+        assert daemon.client.predict(held_out(0)[0][:8])
+        jumping.jump(-ahead)
+        put(daemon, "A", 3)
+        daemon.wait()
+        assert daemon.client.status()["problems"] == []
+        assert daemon.stop() == 0
+        found = ask(daemon.state, "SELECT state FROM batch WHERE code IS NULL")
+        assert [state for (state,) in found] == ["committed"] * 4
+        assert verify(daemon.state / "supsup.db", daemon.state / "spool") == []
 
 
 @pytest.mark.parametrize("seconds", [YEARS, -YEARS])

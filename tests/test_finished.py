@@ -32,6 +32,14 @@ def test_a_date_in_the_future_is_settled_by_our_own_clock(watched, open_source):
     assert len(wait_for(source)) == 1
 
 
+@pytest.mark.parametrize("seconds", [-(2**40), -1, 2**31, 2**33, 2**40])
+def test_a_date_of_any_year_is_settled_by_our_own_clock(watched, open_source, seconds):
+    os.utime(put(watched / "a.npz", npz()), (seconds, seconds))  # as near to it as the file system can store
+    source = open_source(DirectorySettings(settle_seconds=0.2))
+    assert take(source) == []
+    assert len(wait_for(source)) == 1
+
+
 def test_an_old_date_does_not_hide_that_a_file_is_fresh(watched, open_source):
     os.utime(put(watched / "a.npz", npz()), (1, 1))
     source = open_source(DirectorySettings(settle_seconds=NEVER))
@@ -176,7 +184,7 @@ def test_an_image_folder_is_as_old_as_the_newest_of_all_that_is_in_it(watched):
         before = time.time_ns()
         await_tick()
         change()
-        (candidate,) = tree.walk(watched)
+        (candidate,) = tree.walk(str(watched))
         touched.append(candidate.touched_ns)
         assert touched[-1] > before
     assert touched == sorted(touched)

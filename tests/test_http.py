@@ -7,6 +7,7 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -166,6 +167,41 @@ def test_a_task_is_named_by_whatever_its_key_holds(served, engine):
     assert ask(served, "POST", "/v1/tasks/day%2F1%20%C3%BC%3F%23/retire").json()["task"] == 2
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["a/b", "1/retire", "2/history", "/", ".", "..", "../1", "?", "#", "%", "%2F", "a%2Fb", "a b", "ü", "💧", "a\\b"],
+)
+def test_every_key_is_one_part_of_a_path_and_reaches_its_own_task_by_every_route(served, engine, key):
+    engine.names[1] = key
+    task = f"/v1/tasks/{quote(key, safe='').replace('.', '%2E')}"
+    assert ask(served, url=task).json()["task"] == 2
+    assert ask(served, url=f"{task}/history").status_code == 200
+    assert ask(served, "POST", f"{task}/retire").json()["task"] == 2
+    assert ask(served, "POST", f"{task}/reopen").json()["task"] == 2
+    assert ask(served, "POST", f"{task}/merge", json={"other": 1}).json()["task"] == 2
+    assert ask(served, "PATCH", task, json={"name": "renamed"}).json()["task"] == 2
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "/v1/tasks%2F1",
+        "/v1%2Ftasks/1",
+        "/v1/%74asks/1",
+        "/v1/tasks/a/b",
+        "/v1/tasks/%FF",
+        "/v1/tasks/%00",
+        "/v1/tasks/1%2Fhistory",
+        "/v1/status%0A",
+        "/v2%2Fhealth%2Flive",
+        "/v2/models%2Fsupsup",
+        "/v2/models/supsup%2Fconfig",
+    ],
+)
+def test_no_path_is_reached_by_another_reading(served, asked):
+    assert ask(served, url=asked).status_code == 404
+
+
 def test_a_name_that_is_not_unicode_can_still_be_told(served, engine):
     engine.ledger.append({"batch": 1, "name": os.fsdecode(b"\xff.npz"), "state": "quarantined"})
     assert ask(served, url="/v1/batches").content.count(rb'"\udcff.npz"') == 1
@@ -207,7 +243,9 @@ BAD = {
     "rename to a taken name": (409, "PATCH", "/v1/tasks/1", {"json": {"name": "task-2"}}),
     "rename the unknown": (404, "PATCH", "/v1/tasks/9", {"json": {"name": "a"}}),
     "retire the unknown": (404, "POST", "/v1/tasks/9/retire", {}),
-    "get on retire": (404, "GET", "/v1/tasks/1/retire", {}),
+    "two names": (400, "POST", "/v1/batches?name=a&name=b", {"content": b"x"}),
+    "two states": (400, "GET", "/v1/batches?state=staged&state=unsure", {}),
+    "get on retire": (405, "GET", "/v1/tasks/1/retire", {}),
     "reopen nothing": (404, "POST", "/v1/tasks//reopen", {}),
     "merge without another": (400, "POST", "/v1/tasks/1/merge", {"json": {}}),
     "merge with a list": (400, "POST", "/v1/tasks/1/merge", {"json": {"other": [2]}}),

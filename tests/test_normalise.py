@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from supsupd.learning.index import InputDensity, InputMoments
 from supsupd.learning.normalise import Normaliser, ShapeMismatch, standardise_rows, standardise_rows_by_numpy
+from supsupd.learning.statistics import InputStatistics
+from supsupd.learning.transforms import Transforms
 
 
 def rows(count=20, shape=(6, 6), seed=0):
@@ -84,3 +87,50 @@ def test_rows_at_the_edge_of_numbers_are_standardised_as_plain_numpy_does_it(x):
 def test_rows_that_do_not_lie_together_in_memory_are_standardised_alike():
     x = rows(shape=(36,))
     assert np.array_equal(standardise_rows(x[::2, ::-1]), standardise_rows(x[::2, ::-1].copy()))
+
+
+# --- hostile numbers --------------------------------------------------------------------------------------
+
+HOSTILE = [
+    *((np.float64, value) for value in (1.7e308, -1.7e308, 1e300, 5e-324, -0.0)),
+    *((np.float32, value) for value in (3.4e38, -3.4e38, 1e-45)),
+    *((np.float16, value) for value in (65504, -65504, 6e-8)),
+    *((np.int64, value) for value in (2**63 - 1, -(2**63))),
+    (np.uint64, 2**64 - 1),
+]
+
+
+def hostile(dtype, value, shape):
+    """Rows of it alone; of it and its opposite by turns, down and across; of it once in each row."""
+    whole = np.full((7, *shape), value, dtype)
+    with np.errstate(over="ignore"):
+        other = -whole
+    turns, place = np.arange(7) % 2, np.arange(np.prod(shape)).reshape(shape)
+    yield whole
+    yield np.where(turns.reshape(-1, *(1 for _ in shape)), whole, other)
+    yield np.where(place % 2, whole, other)
+    yield np.where(place == 4, whole, np.ones_like(whole))
+
+
+@pytest.mark.parametrize("dtype, value", HOSTILE)
+@pytest.mark.parametrize("rule", ["sample", "feature", "none"])
+@pytest.mark.parametrize("transforms", [Transforms(), Transforms(resize=(5, 4), mean=(0.5,), sd=(0.1,))])
+@pytest.mark.filterwarnings("error")
+def test_all_that_is_stored_of_hostile_numbers_is_finite(dtype, value, rule, transforms):
+    for x in hostile(dtype, value, (3, 3)):
+        normaliser = Normaliser.fitted(rule, x, transforms)
+        rows = normaliser(x)
+        moments, inputs = InputMoments.of(rows), InputStatistics.of(rows)
+        moments = moments.joined(InputMoments.of(-rows))
+        inputs = inputs.joined(InputStatistics.of(-rows))
+        frozen = [] if normaliser.mean is None else [normaliser.mean, normaliser.sd]
+        constants = [InputDensity.of(moments).constant, inputs.freedom]
+        kept = [rows, *frozen, moments.mean, moments.square, inputs.mean, inputs.variance, *constants]
+        assert all(np.isfinite(numbers).all() for numbers in kept)
+
+
+def test_a_rule_from_features_has_the_bits_of_a_plain_mean_and_deviation():
+    x = rows().reshape(20, 36)
+    rule = Normaliser.fitted("feature", x)
+    assert np.array_equal(rule.mean, x.mean(axis=0))
+    assert np.array_equal(rule.sd, x.std(axis=0))

@@ -215,6 +215,13 @@ def test_fields_say_what_an_entry_is(bench, opened):
     assert fourth.form == "npz"  # whose decoder says what is wrong
 
 
+def test_names_that_are_no_text_stay_different(bench, opened):
+    for name in (b"\xe9", b"\xe8", b"\\udce9", b"\n"):
+        bench.publish(b"{}", name=name)
+    names = [item.name for item in take(opened())]
+    assert names == ["\\udce9", "\\udce8", "\\\\udce9", "\\n"]
+
+
 def test_an_entry_without_a_payload_or_over_the_limit_is_refused_and_the_next_one_comes(bench, opened):
     bench.client.xadd(bench.stream, {"body": "x"})
     bench.publish(b"x" * 1001)

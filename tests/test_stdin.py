@@ -1,5 +1,6 @@
 """Standard input as a source: JSON lines, frames, and what is wrong with them."""
 
+import contextlib
 import json
 import os
 import threading
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.batch import Arrival, Refusal
+from streams.batch import Arrival, BatchRejected, Refusal
 from streams.framing import MAGIC, told_by
 from streams.stdin import StdinSource
 
@@ -183,12 +184,52 @@ def test_frames_come_out_as_they_went_in(payloads, limit):
 )
 def test_what_an_object_tells_is_read_as_json_reads_it(told):
     line = json.dumps(told, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    expected = {key: told[key] for key in ("name", "id") if isinstance(told.get(key), str)}
-    assert told_by(line) == expected
+    if any(isinstance(told.get(key), list) for key in ("name", "id")):
+        with pytest.raises(BatchRejected, match="bad_format"):
+            told_by(line)
+    else:
+        assert told_by(line) == {key: told[key] for key in ("name", "id") if key in told}
+
+
+@pytest.mark.parametrize("digits", [1, 33, 5000])
+def test_an_integer_tells_as_many_digits_as_it_has(digits):
+    assert told_by(b'{"id": %s, "x": [[1]]}' % (b"7" * digits)) == {"id": "7" * digits}
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        (b'{"\\u0069d": "a"}', {"id": "a"}),
+        (b'{"meta": ' + b"[" * 40 + b"]" * 40 + b', "id": "a"}', {"id": "a"}),
+        (b'{"id": "a", "id": "b"}', {"id": "b"}),
+        (b'{"id": "a", "id": null}', {}),
+        (b'{"meta": {"id": "a"}, "y": ["id"]}', {}),
+    ],
+)
+def test_an_id_is_found_wherever_json_has_it(line, told):
+    assert told_by(line) == told
+
+
+def test_a_long_id_and_a_long_name_are_kept_by_their_hash():
+    long = "é" * 5000
+    lines = [{"id": long + end, "name": long + end, "x": [[1.0]]} for end in ("a", "b", "a")]
+    first, second, again = read_all("".join(json.dumps(line) + "\n" for line in lines).encode())
+    assert first.identity == again.identity != second.identity
+    assert first.name == again.name != second.name
+    assert len(first.identity.encode()) <= 4096
+    assert len(first.name.encode()) <= 256
+
+
+@pytest.mark.parametrize("value, shown", [("1.5", "1.5"), ("true", "true"), ("[1]", "[1]"), ('{"a": 1}', "{")])
+def test_an_id_that_is_neither_text_nor_integer_is_refused_in_one_line(value, shown):
+    bad, good = read_all(f'{{"id": {value}, "x": [[1]]}}\n{{"id": 2, "x": [[1]]}}\n'.encode())
+    assert bad.reason == f'bad_format: "id" is {shown}, expected a string or an integer'
+    assert good.identity == "stdin:2"
 
 
 @given(st.binary())
 def test_no_line_breaks_the_reader(line):
-    told_by(line)
+    with contextlib.suppress(BatchRejected):
+        told_by(line)
     for item in read_all(line):
         assert isinstance(item, Arrival | Refusal)

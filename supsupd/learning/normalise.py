@@ -49,7 +49,7 @@ class Normaliser:
 
     @classmethod
     def fitted(cls, rule: NormalisationRule, x: np.ndarray, transforms: Transforms | None = None) -> Normaliser:
-        """The rule for rows like x (n, ...); "feature" takes its statistics from them and is frozen.
+        """The rule for rows like x (n, ...); "feature" takes its statistics from them, finite ones, and is frozen.
 
         Raises ShapeMismatch when the transforms cannot take such rows.
         """
@@ -57,8 +57,12 @@ class Normaliser:
         start.transforms.output_shape(start.input_shape)
         if rule != "feature":
             return start
-        flat = start._flat(x).astype(np.float64)
-        return cls(rule, x.shape[1:], flat.mean(axis=0), flat.std(axis=0), start.transforms)
+        # In units of a power of two for each input: its sums cannot overflow, and have the same bits as without.
+        flat = np.nan_to_num(start._flat(x).astype(np.float64))
+        _, exponents = np.frexp(np.abs(flat).max(axis=0))
+        flat = np.ldexp(flat, -exponents)
+        mean, sd = (np.ldexp(found, exponents) for found in (flat.mean(axis=0), flat.std(axis=0)))
+        return cls(rule, x.shape[1:], mean, sd, start.transforms)
 
     @property
     def output_shape(self) -> tuple[int, ...]:

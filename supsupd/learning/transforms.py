@@ -70,7 +70,9 @@ class Transforms:
     def prepared(self, x: np.ndarray) -> np.ndarray:
         """Images (n, H, W[, C]) of any numeric type resized and normalised, float32 (n, height, width[, C])."""
         scale = np.iinfo(x.dtype).max if x.dtype.kind in "iu" else 1.0
-        images = torch.from_numpy((x / scale).astype(np.float32)).view(*x.shape[:3], -1).permute(0, 3, 1, 2)
+        with np.errstate(over="ignore"):  # what float32 can't hold is cut off later
+            rows = (x / scale).astype(np.float32)
+        images = torch.from_numpy(rows).view(*x.shape[:3], -1).permute(0, 3, 1, 2)
         v2 = _operations()
         if self.resize is not None:
             images = v2.resize(images, list(self.resize), antialias=True)

@@ -8,10 +8,11 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import structlog
 from starlette.requests import Request
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from supsupd.choices import ROLES, Role
@@ -141,8 +142,17 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
+def path_of(scope: Scope) -> str:
+    """The path as it was sent. All who look at it read this: decoded, another path could be taken for it."""
+    path: bytes = scope["raw_path"]
+    return path.decode("latin-1")
+
+
 class GuardedRoute(Route):
-    """A route for callers of a role, or for everybody where that is None."""
+    """A route for callers of a role, or for everybody where that is None.
+
+    A path is taken apart as it was sent, and only then are its parameters decoded: they may hold anything.
+    """
 
     def __init__(
         self,
@@ -155,6 +165,17 @@ class GuardedRoute(Route):
         super().__init__(path, endpoint, methods=list(methods))
         self.role = role
         self.app = _answered_by(endpoint)  # the framework's looks after errors, which its middleware does as well
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        found = self.path_regex.match(path_of(scope)) if scope["type"] == "http" else None
+        if found is None:
+            return Match.NONE, {}
+        try:
+            parameters = {name: unquote(text, errors="strict") for name, text in found.groupdict().items()}
+        except UnicodeDecodeError:
+            return Match.NONE, {}
+        is_allowed = self.methods is not None and scope["method"] in self.methods
+        return Match.FULL if is_allowed else Match.PARTIAL, {"endpoint": self.endpoint, "path_params": parameters}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"][ROUTE] = self.path
@@ -207,7 +228,7 @@ class Guard:
         self.access.check_host(
             hosts[0] if len(hosts) == 1 else None, address and _host_name(address[0].removeprefix(_MAPPED))
         )
-        if scope["path"] not in self.open_paths:
+        if path_of(scope) not in self.open_paths:
             authorizations = _header(scope, b"authorization")
             state[CALLER] = self.access.caller_of_token(authorizations[0] if len(authorizations) == 1 else None)
 

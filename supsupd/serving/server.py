@@ -7,7 +7,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Sequence
-from email.utils import formatdate
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Protocol
 
 import structlog
@@ -156,7 +157,7 @@ class Server:
 
     def _keep_date(self) -> None:
         self._turned = time.monotonic()
-        self._shared.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
+        self._shared.default_headers = [(b"date", format_datetime(datetime.now(UTC), usegmt=True).encode())]
         asyncio.get_running_loop().call_later(1.0, self._keep_date)
 
     async def _end_connections(self, acceptor: Acceptor) -> None:

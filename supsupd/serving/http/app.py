@@ -6,7 +6,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from supsupd.serving.access import Access, Guard
+from supsupd.serving.access import Access, Guard, path_of
 from supsupd.serving.engine import EngineError
 from supsupd.serving.front import Front
 from supsupd.serving.http.bodies import error_answer
@@ -49,7 +49,7 @@ def create_app(front: Front, access: Access | None = None, models: Models | None
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     nothing = "there is nothing at this path"
-    if request.url.path.startswith(MODEL_PATHS):
+    if path_of(request.scope).startswith(MODEL_PATHS):
         nothing = f"unknown_model: {nothing}"  # a name with a slash, most likely
     own_words = {404: nothing, 405: f"{request.method} is not allowed here"}
     framework = error.detail in ("Not Found", "Method Not Allowed")
@@ -60,7 +60,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 
 def _allowed(request: Request) -> str:
     """The methods of all routes for this path; the framework names those of the first."""
-    path = request.scope["path"]
+    path = path_of(request.scope)
     methods = (route.methods for route in request.app.routes if route.path_regex.match(path))
     return ", ".join(sorted(set().union(*methods)))
 

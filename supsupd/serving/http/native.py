@@ -28,7 +28,7 @@ class Native:
         self.engine = front.engine
 
     def routes(self) -> list[GuardedRoute]:
-        task = "/v1/tasks/{task:path}"  # a key may hold slashes
+        task = "/v1/tasks/{task}"
         return [
             GuardedRoute("/v1/status", self.status),
             GuardedRoute("/v1/tasks", self.tasks),
@@ -173,12 +173,15 @@ def _limit(query: dict[str, str]) -> int | None:
 
 def _reference(request: Request) -> str:
     text: str = request.path_params["task"]
-    if not 1 <= len(text) <= MAX_REFERENCE:
+    if not 1 <= len(text) <= MAX_REFERENCE or not text.isprintable():  # as every key and name is
         raise TaskUnknown(text[:40])
     return text
 
 
 def _query(request: Request, *allowed: str) -> dict[str, str]:
-    if unknown := set(request.query_params) - set(allowed):
+    given = [name for name, _ in request.query_params.multi_items()]
+    if unknown := set(given) - set(allowed):
         raise BadInput(f"bad_request: unknown query {min(unknown)!r}; expected {' or '.join(allowed)}")
+    if len(given) != len(set(given)):
+        raise BadInput("bad_request: expected each query once")
     return dict(request.query_params)

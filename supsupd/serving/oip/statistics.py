@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from supsupd.serving.batching import Pass
@@ -53,7 +53,7 @@ class Statistics:
         model = self._models[name]
         model.successes.add(seconds)
         model.rows += rows
-        model.last_inference = time.time_ns() // 1_000_000
+        model.last_inference = int(datetime.now(UTC).timestamp() * 1000)
         if taken.number > model.newest_pass:
             model.newest_pass = taken.number
             model.passes += 1
