@@ -1,5 +1,6 @@
-"""File names: made printable, put in natural order, known to be temporary."""
+"""File names: made printable, shortened, put in natural order, known to be temporary."""
 
+import hashlib
 import re
 
 TEMPORARY_SUFFIXES = (".tmp", ".part", ".partial", ".filepart", "~")
@@ -12,6 +13,16 @@ def printable(text: str) -> str:
     if text.isprintable() and "\\" not in text:
         return text
     return "".join(c if c.isprintable() and c != "\\" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` bytes of UTF-8, at least 34: one that is longer ends in a hash of the whole, so that
+    different texts stay different."""
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) <= most:
+        return text
+    mark = f"~{hashlib.sha256(data).hexdigest()[:32]}"
+    return data[: most - len(mark)].decode("utf-8", "ignore") + mark
 
 
 def natural_key(name: str) -> tuple[str | int, ...]:

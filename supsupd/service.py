@@ -20,7 +20,6 @@ from supsupd.intake import Intake
 from supsupd.measuring import Measuring
 from supsupd.predicting import Predicting
 from supsupd.serving.engine import (
-    BadInput,
     BatchRefused,
     EngineError,
     Measures,
@@ -255,7 +254,8 @@ class Service:
 
     def drop(self, batch_id: int) -> dict[str, Any]:
         with translated():
-            self._intake.staging.drop(batch_id)
+            if not self._intake.staging.drop(batch_id):
+                self._worker.drop(batch_id)
         return self.batch(batch_id)
 
     def sources(self) -> list[dict[str, Any]]:
@@ -273,8 +273,6 @@ class Service:
     def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None) -> dict[str, Any]:
         if self.draining:
             raise BatchRefused("shutting down", 503)
-        if name.startswith("/") or ".." in name.split("/"):
-            raise BadInput(f"bad_request: name {name!r} is not a relative path without '..'")
         form = form_of_media_type(media_type or "") or form_of_name(name) or sniff(payload) or "npz"
         try:
             with translated():

@@ -216,14 +216,19 @@ class Staging:
         log.info("batch_retried", batch=new, retry_of=batch_id)
         return new
 
-    def drop(self, batch_id: int) -> None:
-        """Gives a rejected batch up: its bytes go, its row stays. Raises BatchUnknown, LedgerConflict, StoreError."""
+    def drop(self, batch_id: int) -> bool:
+        """Gives a batch up that is staged or rejected: its bytes go, its row stays. False: it is the learning thread's.
+
+        Raises BatchUnknown, LedgerConflict, StoreError, OSError.
+        """
         with self._judged(), self.database.write() as session:
+            if ledger.load_batch(session, batch_id).state in ledger.OPEN:
+                return False
             row = ledger.drop(session, batch_id)
             hit("drop.commit")
-        if row.sha256 is not None:
-            discard(self.database, self._spool, [row.sha256])
+        discard(self.database, self._spool, [row.sha256] if row.sha256 is not None else [])
         log.info("batch_dropped", batch=batch_id)
+        return True
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
