@@ -32,7 +32,7 @@ from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.records import Change, LabelledBatch, Member, TaskRecord
 from supsupd.predictions import Predictions
 from supsupd.scoring import score, show
-from supsupd.staging import discard
+from supsupd.staging import discard, drop
 
 LEARNING_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 NO_TASK = "no task is known yet; it is scored as soon as there is one"
@@ -157,16 +157,14 @@ class Lessons:
         Between two batches: one whose turn failed may be in training still. Raises BatchUnknown, LedgerConflict,
         StoreError, OSError.
         """
-        with self._database.write() as session:
-            row = ledger.drop(session, batch_id)
-        if row.provisional is not None:
-            self._knowledge.stale = True  # until it has gone from memory too
-            engine = self._knowledge.loaded
-            engine.learner.forget_provisionals()
-            self._rebuild_provisionals(engine)
-            self._knowledge.stale = False
-        discard(self._database, self._spool, [row.sha256] if row.sha256 is not None else [])
-        log.info("batch_dropped", batch=batch_id)
+        row = drop(self._database, self._spool, batch_id)
+        if row is None or row.provisional is None or self._knowledge.stale:  # then all is rebuilt anyway
+            return
+        self._knowledge.stale = True  # until it has gone from memory too
+        engine = self._knowledge.loaded
+        engine.learner.forget_provisionals()
+        self._rebuild_provisionals(engine)
+        self._knowledge.stale = False
 
     # -- one batch ------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from storage.db import Database
 from storage.models import TaskRow
 from streams.batch import BatchRejected
 from streams.formats import form_of_media_type, form_of_name, sniff
-from supsupd import __version__, attractors, operations
+from supsupd import __version__, attractors, logs, operations
 from supsupd.config import Settings
 from supsupd.health import Health
 from supsupd.intake import Intake
@@ -38,6 +38,7 @@ from supsupd.views import (
     show_gap,
     show_origin,
     show_rejected,
+    show_stalled_log,
     show_suspended,
     show_task,
     show_version,
@@ -112,7 +113,7 @@ class Service:
         return TaskModel(row.id, tuple(versions), served, retired, problem)
 
     def measures(self) -> Measures:
-        problems = len(self._health.show()) + len(self._predicting.damaged())
+        problems = len(self._problems(suspended=0))
         return self._measuring.look(self.ready() and not self.draining, problems)
 
     def status(self) -> dict[str, Any]:
@@ -144,7 +145,9 @@ class Service:
 
     def _problems(self, suspended: int) -> list[dict[str, Any]]:
         found = self._health.show() + [show_damage(*damaged) for damaged in self._predicting.damaged().items()]
-        return found + ([show_suspended(suspended)] if suspended else [])
+        found += [show_suspended(suspended)] if suspended else []
+        stalled = logs.problem()
+        return found + ([show_stalled_log(stalled)] if stalled is not None else [])
 
     def _network(self) -> dict[str, Any] | None:
         predictor = self._worker.predictor

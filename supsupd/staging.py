@@ -8,7 +8,7 @@ are ours, and a delivery that comes again is known by its identity or its conten
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from storage import cursors, ledger
 from storage.db import Database, StoreError
 from storage.failpoints import hit
 from storage.ledger import LedgerConflict
+from storage.models import BatchRow
 from storage.packing import sha256 as hash_of
 from storage.spool import Spool
 from streams.batch import Arrival, BatchRejected, Refusal, digest_of
@@ -221,14 +222,8 @@ class Staging:
 
         Raises BatchUnknown, LedgerConflict, StoreError, OSError.
         """
-        with self._judged(), self.database.write() as session:
-            if ledger.load_batch(session, batch_id).state in ledger.OPEN:
-                return False
-            row = ledger.drop(session, batch_id)
-            hit("drop.commit")
-        discard(self.database, self._spool, [row.sha256] if row.sha256 is not None else [])
-        log.info("batch_dropped", batch=batch_id)
-        return True
+        with self._judged():
+            return drop(self.database, self._spool, batch_id, held=ledger.OPEN) is not None
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -238,6 +233,21 @@ class Staging:
         except (StoreError, OSError) as error:
             self._health.judge(SOCKET_SOURCE, error)
             raise
+
+
+def drop(database: Database, spool: Spool, batch_id: int, held: Collection[str] = ()) -> BatchRow | None:
+    """Gives a batch up that waits or was rejected: its bytes go, its row stays. None: its state is one of `held`.
+
+    Raises BatchUnknown, LedgerConflict, StoreError, OSError.
+    """
+    with database.write() as session:
+        if ledger.load_batch(session, batch_id).state in held:
+            return None
+        row = ledger.drop(session, batch_id)
+        hit("drop.commit")
+    discard(database, spool, [row.sha256] if row.sha256 is not None else [])
+    log.info("batch_dropped", batch=batch_id)
+    return row
 
 
 def discard(database: Database, spool: Spool, hashes: Iterable[str]) -> None:

@@ -110,7 +110,7 @@ def test_no_link_below_the_folder_is_followed(tmp_path, kind):
         (out / "socket").symlink_to(elsewhere)
     else:
         (out / "socket/night").symlink_to(elsewhere if kind == "folder" else elsewhere / "made")
-    with pytest.raises(OSError, match="Not a directory|Too many levels"):
+    with pytest.raises(OSError, match=r"Not a directory|Too many levels"):
         PredictionFolder(out).write(place_of("socket", None, "night/x"), b"1")
     assert list(elsewhere.iterdir()) == []
 
@@ -136,6 +136,6 @@ def test_the_folder_itself_may_be_a_link(tmp_path):
 
 def test_what_could_not_be_renamed_leaves_nothing_behind(tmp_path):
     (tmp_path / "out/socket/x.json/full").mkdir(parents=True)
-    with pytest.raises(OSError, match="directory|Directory"):
+    with pytest.raises(OSError, match=r"[Dd]irectory"):
         PredictionFolder(tmp_path / "out").write(place_of("socket", None, "x"), b"1")
     assert [path.name for path in (tmp_path / "out/socket").iterdir()] == ["x.json"]

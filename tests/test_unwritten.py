@@ -10,8 +10,8 @@ from daemon_process import ask, edit, until
 from digits import draw, held_out
 
 from storage import ledger, predictions
-from storage.backup import make_backup, restore_backup
 from storage.backends import backend_of
+from storage.backup import make_backup, restore_backup
 from storage.db import Database, upgrade, verify
 from storage.spool import Spool
 from streams.batch import Batch
