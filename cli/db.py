@@ -171,13 +171,13 @@ def alone(state: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def told(level: str = "info") -> Iterator[None]:
     """What can go wrong, in one line and with an exit code."""
     from storage.db import DiskFull, SchemaMismatch, StoreError, StoreFailed, StoreTaken, StoreUnavailable
     from storage.lock import StateLocked
     from supsupd import logs
 
-    logs.configure()
+    logs.configure(level=level)
     try:
         yield
     except StoreFailed as error:

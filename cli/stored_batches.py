@@ -42,7 +42,7 @@ def drop_batches(batches: DropIds, state: State = default_state(), database: Dat
     from storage.spool import Spool
     from supsupd.staging import drop
 
-    with told(), alone(state):
+    with told("error"), alone(state):
         existing(state, database)
         store = Store.open(target_of(state, database))
         try:

@@ -24,6 +24,7 @@ FAREWELL_SECONDS = 1.0
 MAX_WAITING_BYTES = 1 << 20
 """Of lines that are not written yet; what comes then is lost, and counted."""
 
+
 class PatientHandler(logging.Handler):
     """Writes lines to a descriptor in a thread of its own: a pipe that nobody reads holds up nothing for good.
 
@@ -82,7 +83,9 @@ class PatientHandler(logging.Handler):
                 self._changed.notify_all()
             if lost:
                 told = {"name": "supsupd.logs", "msg": "log_lines_lost", "lines": lost}
-                self._write(self._line(logging.makeLogRecord(told | {"levelno": logging.WARNING, "levelname": "WARNING"})))
+                self._write(
+                    self._line(logging.makeLogRecord(told | {"levelno": logging.WARNING, "levelname": "WARNING"}))
+                )
 
     def _line(self, record: logging.LogRecord) -> bytes:
         return f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
@@ -102,9 +105,7 @@ def problem() -> str | None:
     return next((text for text in found if text is not None), None)
 
 
-def configure(
-    log_format: LogFormat = "auto", level: str = "info", handler: logging.Handler | None = None
-) -> None:
+def configure(log_format: LogFormat = "auto", level: str = "info", handler: logging.Handler | None = None) -> None:
     """Sends every log line to stderr: `console` for people, `json` (an object a line) for machines.
 
     `auto` asks whether stderr is a terminal. `level` holds for supsupd's own loggers; libraries speak from

@@ -43,7 +43,7 @@ def test_a_provisional_task_goes_on_without_a_dropped_member_as_after_a_restart(
     settings = new_store()
     with worker_of(settings, batches=two_tasks_in_the_making()) as worker:
         learn_all(worker)
-        unsure = [batch for batch, in ask(settings.state, "SELECT id FROM batch WHERE state = 'unsure' ORDER BY id")]
+        unsure = [batch for (batch,) in ask(settings.state, "SELECT id FROM batch WHERE state = 'unsure' ORDER BY id")]
         before = provisionals(worker)
         assert len(unsure) == 4
         assert len(before) == 2

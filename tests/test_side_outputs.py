@@ -16,7 +16,18 @@ from streams.batch import Batch
 from streams.formats import encode
 from supsupd.predictions import place_of
 
-NAMES = ["../../x", "/etc/supsupd/x", "../state/tokens", "x" * 255, "é" * 255, "x" * 4000, "a", "a.json/b", "a/../b", "~"]
+NAMES = [
+    "../../x",
+    "/etc/supsupd/x",
+    "../state/tokens",
+    "x" * 255,
+    "é" * 255,
+    "x" * 4000,
+    "a",
+    "a.json/b",
+    "a/../b",
+    "~",
+]
 
 
 def unlabelled(seed, rows=3):
@@ -104,10 +115,8 @@ def test_nothing_is_written_outside_the_folder_whatever_a_source_calls_its_batch
 
 
 def test_a_file_of_any_bytes_has_its_predictions_and_stops_nothing(daemon):
-    watch = os.fsencode(daemon.watch)
     for seed, name in enumerate([b"\xe9" * 46, b"x" * 251, "é".encode() * 120, b"new\nline"], 300):
-        with open(os.path.join(watch, name + b".npz"[: 255 - len(name)]), "wb") as file:
-            file.write(unlabelled(seed))
+        (daemon.watch / os.fsdecode(name + b".npz")).write_bytes(unlabelled(seed))
     until(lambda: sum(row["state"] == "scored" for row in daemon.client.batches() if "/" in row["source"]) == 4)
     daemon.drop("good after bytes", **draw(0, 200))
     assert daemon.wait().row("good after bytes")["state"] == "committed"
