@@ -16,6 +16,10 @@ REJECTED_FIELDS = ("batch", "source", "sender", "name", "code", "reason", "state
 batches_app = typer.Typer(help="The batches that the daemon has seen.", rich_markup_mode=None, no_args_is_help=True)
 
 BatchIds = Annotated[list[int], typer.Argument(metavar="ID...", min=1, help="Numbers of rejected batches.")]
+DropIds = Annotated[
+    list[int], typer.Argument(metavar="ID...", min=1, help="Numbers of batches that wait or were rejected.")
+]
+Limit = Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many.")]
 
 
 @batches_app.command("list")
@@ -23,7 +27,7 @@ BatchIds = Annotated[list[int], typer.Argument(metavar="ID...", min=1, help="Num
 def list_batches(
     client: "Client",
     state: Annotated[str | None, typer.Option(metavar="S", help="Only batches in this state.")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many.")] = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """What became of every batch."""
@@ -50,7 +54,7 @@ def show_batch(
 @asking
 def list_rejected(
     client: "Client",
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most this many.")] = None,
+    limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
     """The batches that were refused, with the reason; their bytes are kept until they are dropped."""
@@ -68,8 +72,8 @@ def retry_batches(client: "Client", batches: BatchIds) -> None:
 
 @batches_app.command("drop")
 @asking
-def drop_batches(client: "Client", batches: BatchIds) -> None:
-    """Give up rejected batches: their bytes are removed, their rows stay."""
+def drop_batches(client: "Client", batches: DropIds) -> None:
+    """Give up batches that wait or were rejected: their bytes are removed, their rows stay."""
     for batch in batches:
         client.drop(batch)
         typer.echo(f"batch {batch} is dropped")

@@ -30,8 +30,8 @@ def upgrade_database(state: State = default_state(), database: Database = None) 
     """Bring the database to this version's schema, after a backup. The daemon must not be running."""
     from storage.db import upgrade
 
-    with _told(), _alone(state):
-        applied = upgrade(_target(state, database), state=state)
+    with told(), alone(state):
+        applied = upgrade(target_of(state, database), state=state)
     typer.echo("upgraded: " + ", ".join(applied) if applied else "already up to date")
 
 
@@ -40,9 +40,9 @@ def downgrade_database(state: State = default_state(), database: Database = None
     """Take the newest change of the schema back, after a backup. The daemon must not be running."""
     from storage.db import downgrade
 
-    with _told(), _alone(state):
-        _existing(state, database)
-        before, after = downgrade(_target(state, database), state=state)
+    with told(), alone(state):
+        existing(state, database)
+        before, after = downgrade(target_of(state, database), state=state)
     typer.echo(f"downgraded: {before} to {after or 'nothing'}")
 
 
@@ -52,9 +52,9 @@ def verify_database(state: State = default_state(), database: Database = None) -
     from storage.db import verify
     from storage.verification import list_strays
 
-    with _told():
-        _existing(state, database)
-        target = _target(state, database)
+    with told():
+        existing(state, database)
+        target = target_of(state, database)
         problems = verify(target, state / "spool") or _network_problems(target)
         strays = [] if problems else list_strays(target, state / "spool")
     for problem in problems:
@@ -76,8 +76,8 @@ def back_up_database(
     """Write all that is stored to one verified file. May run beside the daemon."""
     from storage.backup import make_backup
 
-    with _told():
-        manifest = make_backup(_existing(state, database), state / "spool", file, force=force)
+    with told():
+        manifest = make_backup(existing(state, database), state / "spool", file, force=force)
     waiting = len(manifest.members) - 1
     typer.echo(f"backed up schema {manifest.revision}, {manifest.rows['task']} tasks,"
                f" {manifest.rows['mask_version']} mask versions, the bytes of {waiting} batches to {file}")  # fmt: skip
@@ -94,8 +94,8 @@ def restore_database(
     from storage.backends import backend_of
     from storage.backup import restore_backup
 
-    with _told(), _alone(state):
-        backend = backend_of(_target(state, database))
+    with told(), alone(state):
+        backend = backend_of(target_of(state, database))
         manifest = restore_backup(file, backend, state / "spool", force=force)
     typer.echo(f"restored schema {manifest.revision}, {manifest.rows['task']} tasks,"
                f" {manifest.rows['mask_version']} mask versions, as of {manifest.created}")  # fmt: skip
@@ -114,9 +114,9 @@ def prune_database(
     """
     from storage.pruning import prune
 
-    with _told(), _alone(state):
-        _existing(state, database)
-        pruned = prune(_target(state, database), state / "spool", keep, dry=dry_run)
+    with told(), alone(state):
+        existing(state, database)
+        pruned = prune(target_of(state, database), state / "spool", keep, dry=dry_run)
     for (task_id, version), size in pruned.versions.items():
         typer.echo(f"task {task_id}, version {version}: {size} bytes")
     for sha256 in pruned.payloads:
@@ -125,14 +125,14 @@ def prune_database(
     typer.echo(f"{what} {len(pruned.versions)} mask versions, {len(pruned.payloads)} spooled files")
 
 
-def _target(state: Path, database: str | None) -> "Target":
+def target_of(state: Path, database: str | None) -> "Target":
     return database or state / DATABASE_NAME
 
 
-def _existing(state: Path, database: str | None) -> "Backend":
+def existing(state: Path, database: str | None) -> "Backend":
     from storage.backends import backend_of
 
-    backend = backend_of(_target(state, database))
+    backend = backend_of(target_of(state, database))
     if not backend.exists():
         fail(f"there is no database at {backend.name}", EXIT_NO_INPUT)
     return backend
@@ -165,7 +165,7 @@ def _network_problems(target: "Target") -> list[str]:
 
 
 @contextmanager
-def _alone(state: Path) -> Iterator[None]:
+def alone(state: Path) -> Iterator[None]:
     from storage.lock import StateLock
 
     with StateLock.acquire(state):
@@ -173,13 +173,13 @@ def _alone(state: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told(level: str = "info") -> Iterator[None]:
     """What can go wrong, in one line and with an exit code."""
     from storage.db import DiskFull, SchemaMismatch, StoreError, StoreFailed, StoreTaken, StoreUnavailable
     from storage.lock import StateLocked
     from supsupd import logs
 
-    logs.configure()
+    logs.configure(level=level)
     try:
         yield
     except StoreFailed as error:

@@ -14,6 +14,7 @@ import supsupd
 from cli.db import db_app
 from cli.masks import masks_app
 from cli.output import EXIT_CONFIG, flatten, printable
+from cli.stored_batches import stored_batches_app
 from cli.tokens import tokens_app
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ config_app = typer.Typer(help="The daemon's configuration.", rich_markup_mode=No
 app.add_typer(db_app, name="db")
 app.add_typer(config_app, name="config")
 app.add_typer(masks_app, name="masks")
+app.add_typer(stored_batches_app, name="batches")
 app.add_typer(tokens_app, name="token")
 
 Watch = Annotated[list[Path] | None, typer.Option(metavar="DIR", help="A folder to learn from; may be repeated.")]
@@ -105,7 +107,7 @@ def start(
     # Only now: torch takes seconds to import, a wrong setting should not.
     from supsupd import daemon, logs
 
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log_format, settings.log_level, logs.PatientHandler(sys.stderr.fileno()))
     raise typer.Exit(daemon.run(settings, lambda: _checked(flags, config)))
 
 

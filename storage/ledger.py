@@ -2,12 +2,13 @@
 
                       ┌──────────────→ committed | scored | quarantined ┐
     staged → training ┤                 ↓   ↑                            ├→ retried | dropped
-       ↑         │    └──────→ unsure ──┴───┘              suspended ────┘
-       └─────────┴ (restart) ────┘
+       ↑         │    └──────→ unsure ──┴───┘              suspended ────┘      ↑
+       └─────────┴ (restart) ────┘                                              │
+                                       staged | training | unsure (an operator) ┘
 
 `duplicate` and `quarantined` also come straight from the door, and are final like `scored`. Only `recall` takes a
 committed batch back, and only `reassign` gives it to another task. A rejected batch that is sent in again becomes a new
-row, so that ids are always the order of learning.
+row, so that ids are always the order of learning. Whatever still has its bytes can be dropped too.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -22,8 +23,8 @@ from storage.bounds import storable
 from storage.models import STATES, BatchRow, Kind, SightingRow, digest_key, utc_now
 
 Result = Literal["unsure", "scored", "committed", "quarantined"]
-OPEN = ("training", "unsure")  # what can still be finished
-REJECTED = ("quarantined", "suspended")  # what an operator may send in again, or drop
+OPEN = ("training", "unsure")  # what can still be finished: the learning thread may have it in hand
+REJECTED = ("quarantined", "suspended")  # what an operator may send in again
 SPOOLED = ("staged", "training", "unsure", *REJECTED)  # whose bytes are kept
 FORGOTTEN = 64
 """Expired deliveries that are removed whenever a new one is recorded: more than come."""
@@ -196,7 +197,10 @@ def retry(session: Session, batch_id: int, entry: Entry) -> int:
 
     Raises BatchUnknown, LedgerConflict.
     """
-    old = _close_rejected(session, batch_id, "retried")
+    old = load_batch(session, batch_id)
+    if old.state not in REJECTED:
+        raise LedgerConflict(f"batch {batch_id} is {old.state}: only a rejected batch can be retried")
+    _close(session, old, "retried")
     key, old.dedupe_key = old.dedupe_key or entry.key, None
     session.flush()
     if (first := find_content(session, key)) is not None:
@@ -205,14 +209,17 @@ def retry(session: Session, batch_id: int, entry: Entry) -> int:
 
 
 def drop(session: Session, batch_id: int) -> BatchRow:
-    """A rejected batch is given up: only its row stays. Raises BatchUnknown, LedgerConflict."""
-    return _close_rejected(session, batch_id, "dropped")
+    """A batch that waits or was rejected is given up: only its row stays, and the same content is its duplicate.
 
-
-def _close_rejected(session: Session, batch_id: int, state: Literal["retried", "dropped"]) -> BatchRow:
+    Who may have it in hand, where its state is open, has to agree. Raises BatchUnknown, LedgerConflict.
+    """
     row = load_batch(session, batch_id)
-    if row.state not in REJECTED:
-        raise LedgerConflict(f"batch {batch_id} is {row.state}: only a rejected batch can be {state}")
+    if row.state not in SPOOLED:
+        raise LedgerConflict(f"batch {batch_id} is {row.state}: only what waits or was rejected can be dropped")
+    return _close(session, row, "dropped")
+
+
+def _close(session: Session, row: BatchRow, state: Literal["retried", "dropped"]) -> BatchRow:
     row.state, row.updated_at = state, utc_now()
     session.flush()
     return row

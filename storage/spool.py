@@ -6,6 +6,7 @@ A batch is acknowledged only when its bytes are here and durable. They go when n
 import re
 import threading
 from collections.abc import Mapping
+from errno import EIO
 from pathlib import Path
 from uuid import uuid4
 
@@ -75,6 +76,10 @@ class Spool:
             payload = self._files.read(self._path(sha256))
         except FileNotFoundError:
             raise SpoolCorrupt(f"spool_corrupt: the bytes of {sha256} are missing") from None
+        except OSError as error:
+            if error.errno != EIO:
+                raise
+            raise SpoolCorrupt(f"spool_corrupt: the bytes of {sha256} cannot be read: {error.strerror}") from error
         if digest_of(payload) != sha256:
             raise SpoolCorrupt(f"spool_corrupt: the bytes of {sha256} have another hash")
         return payload

@@ -5,7 +5,7 @@ from pathlib import Path
 from sqlalchemy import Connection, LargeBinary, select
 from sqlalchemy.orm import Session
 
-from storage import features, ledger, masks, reservoir, schema
+from storage import features, ledger, masks, predictions, reservoir, schema
 from storage.backend import REFUSALS, Backend, Target, new_session
 from storage.backends import backend_of, reading
 from storage.errors import SchemaMismatch, StoreError
@@ -19,8 +19,8 @@ def verify(target: Target, spool: Path | None = None) -> list[str]:
     """What is wrong with a store, in words; an empty list: it is sound. May run beside a daemon.
 
     The database's own checks, the foreign keys, the schema against the models, every value, the hash and the popcount
-    of every mask, the hashes of the reservoir and the features, and in the folder `spool` the bytes of every batch
-    that still needs them. Raises StoreUnavailable when the database is locked or away.
+    of every mask, the hashes of the reservoir and the features, the kept predictions, and in the folder `spool` the
+    bytes of every batch that still needs them. Raises StoreUnavailable when the database is locked or away.
     """
     backend = backend_of(target)
     if not backend.exists():
@@ -116,4 +116,5 @@ def _unreadable(session: Session) -> list[str]:
 
 
 def _corrupt(session: Session) -> list[str]:
-    return masks.list_corrupt(session) + reservoir.list_corrupt(session) + features.list_corrupt(session)
+    parts = (masks, reservoir, features, predictions)
+    return [problem for part in parts for problem in part.list_corrupt(session)]

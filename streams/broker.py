@@ -16,7 +16,7 @@ import structlog
 
 from streams.batch import Arrival, Gap, Item, Refusal, digest_of
 from streams.formats import form_of_media_type, sniff
-from streams.names import printable
+from streams.names import printable, shortened
 from streams.source import SourceUnavailable
 
 MAX_UNACKNOWLEDGED = 64
@@ -24,7 +24,7 @@ MAX_HELD_BYTES = 32 << 20
 UNKNOWN_FORM = "npz"  # what nobody recognises is kept and refused by the decoder, in the words of this format
 FOREIGN = "were acknowledged and are not in the store, as after a restore: they are not delivered again"
 _GUESSED_BYTES = 512 << 10  # of a message, before any was seen
-_MAX_NAME = 256
+_MAX_NAME = 256  # bytes
 _MAX_FORM = 32
 _log = structlog.get_logger("supsupd.streams")
 
@@ -310,7 +310,7 @@ def address_of(url: str, default_port: int) -> Address:
 def item_of(source: str, message: Message, default_form: str | None, max_bytes: int) -> Arrival | Refusal:
     """An arrival as the headers describe it, or a refusal of what is too large."""
     headers = message.headers
-    name = printable(headers.get("supsupd-name") or headers.get("name") or message.name)[:_MAX_NAME]
+    name = shortened(printable(headers.get("supsupd-name") or headers.get("name") or message.name), _MAX_NAME)
     if len(message.payload) > max_bytes:
         reason = f"too_large: {len(message.payload)} bytes, at most {max_bytes} expected"
         return Refusal(source, name, "too_large", reason, message.key, message.position, message.identity)

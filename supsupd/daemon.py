@@ -63,7 +63,7 @@ SILENT_SECONDS = 10.0
 """An event loop that has done nothing for so long hangs, and a watchdog is not told that all is well."""
 LEARNING = "learn"
 FAREWELL_SECONDS = 1.0
-"""What a process that ends amid a training spends at most on giving that batch back."""
+"""What a process that ends spends at most on giving a batch in training back, and on its last line."""
 LEARNING_NICE = 19
 """Of the learning thread: a query comes first where both want the same core, and training still goes on."""
 SWITCH_SECONDS = 0.0002
@@ -108,7 +108,11 @@ def run(settings: Settings, load: Callable[[], Settings] | None = None) -> int:
 
 
 def _refuse(text: str, code: int) -> int:
-    print(f"supsupd: {text}", file=sys.stderr, flush=True)  # noqa: T201 - said before and instead of logging
+    """Said before and instead of logging, and not for long to whoever has stopped reading."""
+    line = f"supsupd: {text}\n".encode("utf-8", "backslashreplace")
+    saying = threading.Thread(target=os.write, args=(sys.stderr.fileno(), line), daemon=True)
+    saying.start()
+    saying.join(FAREWELL_SECONDS)
     return code
 
 

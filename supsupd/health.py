@@ -18,6 +18,7 @@ from storage.errors import (
     StoreTaken,
     StoreUnavailable,
     TransactionLost,
+    ValueRefused,
 )
 from streams.decoder import DecoderUnavailable
 
@@ -110,3 +111,11 @@ def is_fatal(error: Exception) -> bool:
     if isinstance(error, StoreFailed | StoreTaken):
         return True
     return isinstance(error, SyncFailed) and error.errno not in (ENOSPC, EDQUOT)
+
+
+def may_be_the_batchs(error: Exception) -> bool:
+    """Whether a batch that fails so again and again is to be given up: the store refused its values alone, or it is no
+    matter of the store or the system at all."""
+    if isinstance(error, StoreError):
+        return type(error) in (StoreError, ValueRefused)
+    return not isinstance(error, OSError | DecoderUnavailable)

@@ -33,9 +33,10 @@ from supsupd.learning.learner import Samples, derive_seed
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.records import Change, LabelledBatch, TaskRecord
 from supsupd.persistence import TakenRows
-from supsupd.scoring import score, write_predictions
+from supsupd.predictions import Predictions
+from supsupd.scoring import score, show
 from supsupd.sections import LearningSettings
-from supsupd.staging import discard
+from supsupd.staging import discard, drop
 
 LEARNING_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 NO_MEMORY = "no_memory"
@@ -58,6 +59,7 @@ class Lessons:
         device: where masks are trained and run.
         decoder: reads the bytes of batches.
         knowledge: what was learned; the batches change it.
+        predictions: what is told of unlabelled batches beside the ledger.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Lessons:
         device: Device,
         decoder: Decoder,
         knowledge: Knowledge,
+        predictions: Predictions,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -75,6 +78,7 @@ class Lessons:
         self._device = device
         self._decoder = decoder
         self._knowledge = knowledge
+        self._predictions = predictions
         self.training = Buckets(LEARNING_SECONDS)
         """Seconds from the claim of a labelled batch to its state."""
 
@@ -173,6 +177,21 @@ class Lessons:
             unfinished = newest is not None and persistence.may_explain_more(session, newest)
         if unfinished:
             self._knowledge.reconsider()
+
+    def drop(self, batch_id: int) -> None:
+        """Gives a batch up whatever it waits for: its bytes go, its row stays; its provisional task goes on without it.
+
+        Between two batches: one whose turn failed may be in training still. Raises BatchUnknown, LedgerConflict,
+        StoreError, OSError.
+        """
+        row = drop(self._database, self._spool, batch_id)
+        if row is None or row.provisional is None or self._knowledge.stale:  # then all is rebuilt anyway
+            return
+        self._knowledge.stale = True  # until it has gone from memory too
+        engine = self._knowledge.loaded
+        engine.learner.forget_provisionals()
+        self._rebuild_provisionals(engine)
+        self._knowledge.stale = False
 
     # -- one batch ------------------------------------------------------------------------------------------------
 
@@ -297,11 +316,9 @@ class Lessons:
         return waiting
 
     def _take_up_waiting(self) -> None:
-        """Scores the unlabelled batches that came before there was a task."""
-        with self._database.read() as session:
-            rows = [r for r in ledger.list_unsure(session) if r.provisional is None and not r.labelled]
-        for row in rows:
-            self.process(row)
+        """The unlabelled batches that came before there was a task have their turns now, before all that is staged."""
+        with self._database.write() as session:
+            ledger.release_waiting(session, labelled=False)
 
     def _leave_waiting(self, row: BatchRow, reason: str) -> None:
         with self._database.write() as session:
@@ -323,13 +340,15 @@ class Lessons:
                 self._leave_waiting(row, f"task {batch.task} is not known yet; it is scored as soon as it is")
                 return
         scored = score(predictor, batch, place)
-        if self._settings.predictions is not None:
-            write_predictions(self._settings.predictions, row.name, predictor, scored.answer)
+        shown = show(predictor, scored.answer) if self._predictions.wanted else b""
+        is_written = self._predictions.write(row, shown)
         outcome = ledger.Outcome("scored", scored.task_id, None, scored.kind, scored.reason)
         with self._database.write() as session:
             ledger.finish(session, row.id, outcome)
             decision = decisions.Decision(scored.kind, scored.task_id, scored.evidence, scored.reason)
             decisions.record(session, row.id, decision)
+            if not is_written:
+                self._predictions.keep(session, row, shown)
             hit("score.commit")
         assert row.sha256 is not None
         discard(self._database, self._spool, [row.sha256])

@@ -1,8 +1,11 @@
-"""Logs: one structured stream on stderr for us and for the libraries below us."""
+"""Logs: one structured stream on stderr for us and for the libraries below us. Nobody waits long for its reader."""
 
 import copy
 import logging
+import os
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -16,11 +19,99 @@ REQUEST: ContextVar[str | None] = ContextVar("request", default=None)
 """The id of the request that is being answered. Its own variable: structlog's costs microseconds to set."""
 
 
-def configure(log_format: LogFormat = "auto", level: str = "info") -> None:
+WAIT_SECONDS = 0.25
+"""How long a line may take to be written before nobody waits for the lines after it."""
+FAREWELL_SECONDS = 1.0
+"""How long what is still to be written may take at the end of the process."""
+MAX_WAITING_BYTES = 1 << 20
+"""Of lines that are not written yet; what comes then is lost, and counted."""
+
+
+class PatientHandler(logging.Handler):
+    """Writes lines to a descriptor in a thread of its own: a pipe that nobody reads holds up nothing for good.
+
+    As long as lines are written at once, each is before `emit` returns. One that is not holds its thread up for
+    WAIT_SECONDS, and those after it wait in memory until the first is through. How many were lost is said then.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._changed = threading.Condition()
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._stalled = False
+        self._lost = 0
+        threading.Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def problem(self) -> str | None:
+        """What keeps lines from being written, in one line; None: nothing does."""
+        with self._changed:
+            if not self._stalled:
+                return None
+            return f"whoever reads stderr has stopped: {len(self._waiting)} lines wait, {self._lost} are lost"
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self._line(record)
+        with self._changed:
+            if self._size + len(line) > MAX_WAITING_BYTES:
+                self._lost += 1
+                return
+            self._waiting.append(line)
+            self._size += len(line)
+            self._changed.notify_all()
+            if not self._stalled:
+                self._stalled = not self._changed.wait_for(self._is_idle, WAIT_SECONDS)
+
+    def flush(self) -> None:
+        """What waits is written now, or will not be waited for."""
+        with self._changed:
+            self._changed.wait_for(self._is_idle, FAREWELL_SECONDS)
+
+    def _is_idle(self) -> bool:
+        return not self._waiting
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                line = self._waiting[0]
+            self._write(line)
+            with self._changed:
+                self._waiting.popleft()
+                self._size -= len(line)
+                self._stalled &= bool(self._waiting)
+                lost, self._lost = (0, self._lost) if self._waiting else (self._lost, 0)
+                self._changed.notify_all()
+            if lost:
+                told = {"name": "supsupd.logs", "msg": "log_lines_lost", "lines": lost}
+                self._write(
+                    self._line(logging.makeLogRecord(told | {"levelno": logging.WARNING, "levelname": "WARNING"}))
+                )
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+
+    def _write(self, line: bytes) -> None:
+        view = memoryview(line)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError:  # there is nobody to tell
+            return
+
+
+def problem() -> str | None:
+    """What keeps the log from being written, in one line."""
+    found = (handler.problem() for handler in logging.getLogger().handlers if isinstance(handler, PatientHandler))
+    return next((text for text in found if text is not None), None)
+
+
+def configure(log_format: LogFormat = "auto", level: str = "info", handler: logging.Handler | None = None) -> None:
     """Sends every log line to stderr: `console` for people, `json` (an object a line) for machines.
 
     `auto` asks whether stderr is a terminal. `level` holds for supsupd's own loggers; libraries speak from
-    warnings on.
+    warnings on. `handler`: writes the lines, by default as they come.
     """
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -39,7 +130,7 @@ def configure(log_format: LogFormat = "auto", level: str = "info") -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -1,10 +1,9 @@
-"""Unlabelled batches: what is predicted for them, whose they seem to be, and the file that says so."""
+"""Unlabelled batches: what is predicted for them, whose they seem to be, and what a file says of it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from streams.batch import Batch, BatchRejected
@@ -46,8 +45,8 @@ def score(predictor: Predictor, batch: Batch, place: int | None = None) -> Score
     return Score(answer, "known" if known else "unsure", task_id, reason, evidence)
 
 
-def write_predictions(folder: Path, name: str, predictor: Predictor, answer: Answer) -> None:
-    """FOLDER/NAME.json: one object per row, as `supsup-cli predict --json` prints them; whole or not at all."""
+def show(predictor: Predictor, answer: Answer) -> bytes:
+    """The file of predictions: one object per row, as `supsup-cli predict --json` prints them."""
     columns = (
         predictor.classes.decode(answer.predicted),
         answer.task.tolist(),
@@ -55,8 +54,4 @@ def write_predictions(folder: Path, name: str, predictor: Predictor, answer: Ans
         answer.known.tolist(),
     )
     text = json.dumps([dict(zip(FIELDS, row, strict=True)) for row in zip(*columns, strict=True)], indent=1)
-    target = folder / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(target)
+    return f"{text}\n".encode()

@@ -13,14 +13,13 @@ from storage.db import Database
 from storage.models import TaskRow
 from streams.batch import BatchRejected
 from streams.formats import form_of_media_type, form_of_name, sniff
-from supsupd import __version__, attractors, operations
+from supsupd import __version__, attractors, logs, operations
 from supsupd.config import Settings
 from supsupd.health import Health
 from supsupd.intake import Intake
 from supsupd.measuring import Measuring
 from supsupd.predicting import Predicting
 from supsupd.serving.engine import (
-    BadInput,
     BatchRefused,
     EngineError,
     Measures,
@@ -39,6 +38,7 @@ from supsupd.views import (
     show_gap,
     show_origin,
     show_rejected,
+    show_stalled_log,
     show_suspended,
     show_task,
     show_version,
@@ -113,7 +113,7 @@ class Service:
         return TaskModel(row.id, tuple(versions), served, retired, problem)
 
     def measures(self) -> Measures:
-        problems = len(self._health.show()) + len(self._predicting.damaged())
+        problems = len(self._problems(suspended=0))
         return self._measuring.look(self.ready() and not self.draining, problems)
 
     def status(self) -> dict[str, Any]:
@@ -145,7 +145,9 @@ class Service:
 
     def _problems(self, suspended: int) -> list[dict[str, Any]]:
         found = self._health.show() + [show_damage(*damaged) for damaged in self._predicting.damaged().items()]
-        return found + ([show_suspended(suspended)] if suspended else [])
+        found += [show_suspended(suspended)] if suspended else []
+        stalled = logs.problem()
+        return found + ([show_stalled_log(stalled)] if stalled is not None else [])
 
     def _network(self) -> dict[str, Any] | None:
         predictor = self._worker.predictor
@@ -255,7 +257,8 @@ class Service:
 
     def drop(self, batch_id: int) -> dict[str, Any]:
         with translated():
-            self._intake.staging.drop(batch_id)
+            if not self._intake.staging.drop(batch_id):
+                self._worker.drop(batch_id)
         return self.batch(batch_id)
 
     def sources(self) -> list[dict[str, Any]]:
@@ -273,8 +276,6 @@ class Service:
     def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None, sender: str) -> dict[str, Any]:
         if self.draining:
             raise BatchRefused("shutting down", 503)
-        if name.startswith("/") or ".." in name.split("/"):
-            raise BadInput(f"bad_request: name {name!r} is not a relative path without '..'")
         form = form_of_media_type(media_type or "") or form_of_name(name) or sniff(payload) or "npz"
         try:
             with translated():

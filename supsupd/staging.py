@@ -8,7 +8,7 @@ are ours, and a delivery that comes again is known by its identity or its conten
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -22,7 +22,7 @@ from storage.bounds import storable
 from storage.db import Database, StoreError, ValueRefused
 from storage.failpoints import hit
 from storage.ledger import LedgerConflict
-from storage.models import utc_now
+from storage.models import BatchRow, utc_now
 from storage.packing import sha256 as hash_of
 from storage.spool import Spool
 from streams.batch import Arrival, BatchRejected, Refusal, digest_of
@@ -256,14 +256,13 @@ class Staging:
         log.info("batch_retried", batch=new, retry_of=batch_id)
         return new
 
-    def drop(self, batch_id: int) -> None:
-        """Gives a rejected batch up: its bytes go, its row stays. Raises BatchUnknown, LedgerConflict, StoreError."""
-        with self._judged(), self.database.write() as session:
-            row = ledger.drop(session, batch_id)
-            hit("drop.commit")
-        if row.sha256 is not None:
-            discard(self.database, self._spool, [row.sha256])
-        log.info("batch_dropped", batch=batch_id)
+    def drop(self, batch_id: int) -> bool:
+        """Gives a batch up that is staged or rejected: its bytes go, its row stays. False: it is the learning thread's.
+
+        Raises BatchUnknown, LedgerConflict, StoreError, OSError.
+        """
+        with self._judged():
+            return drop(self.database, self._spool, batch_id, held=ledger.OPEN) is not None
 
     @contextmanager
     def _judged(self) -> Iterator[None]:
@@ -273,6 +272,21 @@ class Staging:
         except (StoreError, OSError) as error:
             self._health.judge(SOCKET_SOURCE, error)
             raise
+
+
+def drop(database: Database, spool: Spool, batch_id: int, held: Collection[str] = ()) -> BatchRow | None:
+    """Gives a batch up that waits or was rejected: its bytes go, its row stays. None: its state is one of `held`.
+
+    Raises BatchUnknown, LedgerConflict, StoreError, OSError.
+    """
+    with database.write() as session:
+        if ledger.load_batch(session, batch_id).state in held:
+            return None
+        row = ledger.drop(session, batch_id)
+        hit("drop.commit")
+    discard(database, spool, [row.sha256] if row.sha256 is not None else [])
+    log.info("batch_dropped", batch=batch_id)
+    return row
 
 
 def discard(database: Database, spool: Spool, hashes: Iterable[str]) -> None:

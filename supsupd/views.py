@@ -99,6 +99,10 @@ def show_suspended(count: int) -> dict[str, Any]:
     return {"who": "learning", "kind": "suspended", "text": text, "since": None}
 
 
+def show_stalled_log(text: str) -> dict[str, Any]:
+    return {"who": "log", "kind": "log_stalled", "text": text, "since": None}
+
+
 def show_damage(task_id: int, text: str) -> dict[str, Any]:
     """A task that is out of service, among the problems of the daemon."""
     return {"who": f"task {task_id}", "kind": "mask_corrupt", "text": text, "since": None}

@@ -14,20 +14,22 @@ from typing import TypeVar
 import structlog
 
 from storage import ledger
-from storage.db import Database, StoreError, ValueRefused
+from storage.db import Database, StoreError
 from storage.failpoints import hit
 from storage.masks import MaskCorrupt
+from storage.models import BatchRow
 from storage.spool import Spool
-from streams.decoder import Decoder, DecoderUnavailable
+from streams.decoder import Decoder
 from supsupd.buckets import Buckets
 from supsupd.commands import CommandQueue
 from supsupd.config import Settings
 from supsupd.engine import Engine
-from supsupd.health import Health
+from supsupd.health import Health, may_be_the_batchs
 from supsupd.knowledge import Knowledge
 from supsupd.learning.device import Device, lacks_memory
 from supsupd.learning.predictor import Predictor
 from supsupd.lessons import NO_MEMORY, Lessons
+from supsupd.predictions import Predictions
 from supsupd.reading import inline_decoder
 
 MAX_ATTEMPTS = 3
@@ -66,7 +68,9 @@ class Worker:
         self.busy = False
         self._health = health or Health()
         self._knowledge = Knowledge(settings, database, spool)
-        self._lessons = Lessons(settings, database, spool, device, decoder or inline_decoder(settings), self._knowledge)
+        decoder = decoder or inline_decoder(settings)
+        self._predictions = Predictions(settings.predictions, database, self._health)
+        self._lessons = Lessons(settings, database, spool, device, decoder, self._knowledge, self._predictions)
         self._failed: Counter[int] = Counter()
         self._wake = threading.Event()
         self._commands = CommandQueue(self.notify)
@@ -127,6 +131,13 @@ class Worker:
         """Decides the unsure batches that the tasks explain by now."""
         self._knowledge.reconsider()
 
+    def drop(self, batch_id: int) -> None:
+        """Gives up a batch of any state that still has its bytes; any thread but the learning one may call it.
+
+        Raises BatchUnknown, LedgerConflict, CommandRefused, StoreError, OSError.
+        """
+        self.call(lambda: self._lessons.drop(batch_id))
+
     # -- commands -------------------------------------------------------------------------------------------------
 
     def notify(self) -> None:
@@ -166,6 +177,7 @@ class Worker:
                 if failure is not None or self._knowledge.stale:
                     self._recover(failure)
                 found, failure = self.step(), None
+                found |= self._predictions.write_kept()
                 self._failed.clear()
                 self._health.clear("learning")
             except Exception as error:  # noqa: BLE001 - the edge: neither a batch nor a full disk must end the thread
@@ -183,10 +195,17 @@ class Worker:
                 hit("claim.commit")
             if row is not None:
                 hit("claim.committed")
-                self._lessons.process(row)
+                self._process(row)
             return row is not None
         finally:
             self.busy = False
+
+    def _process(self, row: BatchRow) -> None:
+        try:
+            self._lessons.process(row)
+        except Exception as error:
+            self._failed[row.id] += may_be_the_batchs(error)
+            raise
 
     # -- failures -------------------------------------------------------------------------------------------------
 
@@ -196,14 +215,13 @@ class Worker:
 
     def _recover(self, failure: Exception | None) -> None:
         """After a failure: the batch is tried again, and given up at the third time unless it was the disk's fault."""
-        passing = isinstance(failure, StoreError | OSError | DecoderUnavailable)
-        hopeless = failure is not None and (isinstance(failure, ValueRefused) or not passing)
         with self.database.write() as session:
             for row in ledger.list_batches(session, "training"):
-                self._failed[row.id] += hopeless
-                if self._failed[row.id] >= MAX_ATTEMPTS and failure is not None and lacks_memory(failure):
+                if self._failed[row.id] < MAX_ATTEMPTS:
+                    continue
+                if failure is not None and lacks_memory(failure):
                     ledger.suspend(session, row.id, NO_MEMORY, f"not enough memory to learn it, {MAX_ATTEMPTS} times")
-                elif self._failed[row.id] >= MAX_ATTEMPTS:
+                else:
                     reason = f"learning_failed: {MAX_ATTEMPTS} attempts failed; the log has the traceback"
                     ledger.finish(session, row.id, ledger.Outcome("quarantined", reason=reason))
             ledger.release_claims(session)

@@ -46,3 +46,55 @@ def test_console_logs_are_lines_for_people():
     assert "disk is slow" in slow
     assert "loop_failed" in failed
     assert traceback[-1] == "ZeroDivisionError: division by zero"
+
+
+# -- whoever reads the log stops reading ------------------------------------------------------------------------------
+
+STALLED = """
+import sys, structlog, time
+from supsupd import logs
+logs.configure("json", "info", logs.PatientHandler(sys.stderr.fileno()))
+log = structlog.get_logger("supsupd.test")
+for number in range(3000):
+    log.info("said", number=number, filling="x" * 1000)
+print(logs.problem(), flush=True)
+sys.stdin.readline()
+while logs.problem() is not None:
+    time.sleep(0.01)
+log.info("the end")
+"""
+
+
+def start_stalled(script):
+    return subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_pipe_that_nobody_reads_holds_up_nothing_and_what_was_lost_is_told():
+    with start_stalled(STALLED) as process:
+        told = process.stdout.readline()  # all has been said by then
+        assert told.startswith("whoever reads stderr has stopped: ")
+        said, errors = process.communicate("go on\n", timeout=60)
+    *numbered, lost, end = map(json.loads, errors.splitlines())
+    assert (process.returncode, said) == (0, "")
+    assert [line["number"] for line in numbered] == list(range(len(numbered)))
+    assert (lost["event"], lost["lines"]) == ("log_lines_lost", 3000 - len(numbered))
+    assert 100 < len(numbered) < 3000
+    assert end["event"] == "the end"
+
+
+def test_a_process_ends_though_nobody_reads_its_log():
+    with start_stalled(STALLED.replace("while logs.problem() is not None", "while False")) as process:
+        process.stdout.readline()
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert process.wait(60) == 0
+        process.stderr.close()
+
+
+def test_as_long_as_lines_are_written_each_is_before_what_follows():
+    script = STALLED.replace('"x" * 1000', '""').replace("3000", "50").split("print")[0] + "import os; os._exit(0)"
+    with start_stalled(script) as process:
+        _, errors = process.communicate(timeout=60)
+    assert [json.loads(line)["number"] for line in errors.splitlines()] == list(range(50))

@@ -205,7 +205,7 @@ class Requests:
 
     @request
     def drop(self, batch: int) -> Call[Batch]:
-        """Gives up the bytes of a rejected batch; returns its row."""
+        """Gives up a batch that waits or was rejected, with its bytes; returns its row."""
         return Call("POST", f"/v1/batches/{batch}/drop")
 
     @request

@@ -122,6 +122,10 @@ class TaskLearner(ABC):
     def restore_provisional(self, provisional: Provisional) -> None:
         self.nursery.restore(provisional)
 
+    def forget_provisionals(self) -> None:
+        """All are about to be rebuilt."""
+        self.provisionals.clear()
+
     def rebuild(self, provisional_id: int, members: Iterable[Member], classes: int) -> Provisional:
         """A provisional task from its members alone, in order: the same as when they came one by one."""
         return self.nursery.rebuilt(provisional_id, members, classes)

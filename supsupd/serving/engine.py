@@ -240,7 +240,7 @@ class Engine(Protocol):
         """The row that a rejected batch is sent in again as. EngineError 404, 409; BatchRefused if it is still none."""
 
     def drop(self, batch_id: int) -> dict[str, Any]:
-        """The row of a rejected batch whose bytes are given up. EngineError 404, 409."""
+        """The row of a batch that waits or was rejected, whose bytes are given up. EngineError 404, 409, 503."""
 
     def submit(self, name: str, payload: bytes, media_type: str | None, key: str | None, sender: str) -> dict[str, Any]:
         """{"batch": id, "state": ..., "sha256": ...}, once the bytes are durable: the batch that it is, or was when the

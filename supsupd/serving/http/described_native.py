@@ -98,7 +98,7 @@ NATIVE: Mapping[str, Operation] = {
     ),
     f"GET {_BATCH}/why": Operation("All that was decided about a batch, in words too.", Story, path=ID),
     f"POST {_BATCH}/retry": Operation("Sends a rejected batch in again.", Batch, 202, path=ID, errors=(409,)),
-    f"POST {_BATCH}/drop": Operation("Gives up the bytes of a rejected batch.", Batch, path=ID, errors=(409,)),
+    f"POST {_BATCH}/drop": Operation("Gives up a batch that waits or was rejected.", Batch, path=ID, errors=(409,)),
     "GET /v1/rejected": Operation(
         "The rejected batches that nobody has dealt with.", list[RejectedBatch], query={"limit": LIMIT}
     ),
