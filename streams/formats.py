@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from streams.arrays import MAX_LABEL_CHARACTERS, MAX_TASK_CHARACTERS
 from streams.batch import Batch, BatchRejected
+from streams.budget import Budget
 from streams.csvs import decode_csv
 from streams.images import decode_images, pack_images
 from streams.jsons import decode_json, decode_jsonl
@@ -34,7 +35,7 @@ __all__ = [
     "sniff",
 ]
 
-_DECODERS: Mapping[str, Callable[[bytes, Reading], Batch]] = MappingProxyType(
+_DECODERS: Mapping[str, Callable[[bytes, Reading, Budget], Batch]] = MappingProxyType(
     {
         "npz": decode_npz,
         "npy": decode_npy,
@@ -96,7 +97,7 @@ def read(payload: bytes, form: str, reading: Reading) -> Batch:
     if payload[:1] == b"\x80" and payload[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise BatchRejected("forbidden_pickle", f"a pickle, expected {form}")
     try:
-        return _DECODERS[form](payload, reading)
+        return _DECODERS[form](payload, reading, Budget(len(payload), reading.limits))
     except MemoryError as error:
         raise BatchRejected("oom", f"{len(payload)} bytes of {form} take more memory than there is") from error
 
