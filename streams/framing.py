@@ -11,7 +11,7 @@ MAGIC = b"SUPSUPD1"
 
 _LENGTH = 4
 _MAX_DEPTH = 16
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]')
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[][{}]')  # a text that does not end is one token: nothing is read twice
 _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.){0,1024}+"|-?[0-9]{1,32}(?=[\s,}]))')
 
 
