@@ -6,8 +6,8 @@ from streams.batch import BatchRejected
 from streams.reading import Limits
 
 RATIO_MATTERS_FROM = 16 << 20  # bytes; a batch that takes less is harmless however well it packs
-_COPIES = 2  # of a batch while it is decoded: what a library makes of the bytes, and the arrays
-_BESIDE = 192 << 20  # bytes: libraries that are loaded when they are first needed (pyarrow: 120 MB), and buffers
+_COPIES = 3  # of a batch while it is decoded: what a library makes of the bytes, the arrays' parts, and the arrays
+_BESIDE = 64 << 20  # bytes beside those: buffers, and what the system has not got back of earlier ones
 
 
 def most_unpacked(packed: int, limits: Limits) -> int:

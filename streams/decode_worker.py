@@ -17,7 +17,7 @@ import numpy as np
 from streams.arrays import summary
 from streams.batch import Batch, BatchRejected
 from streams.budget import working_bytes
-from streams.formats import read
+from streams.formats import prepare, read
 from streams.reading import Columns, Limits, Reading
 from streams.wire import HEADER, MAX_JSON_BYTES, MAX_TEXT, describe, message, receive
 
@@ -79,6 +79,7 @@ def _address_space() -> int:
 
 def _answer(form: str, descriptor: int, size: int, reading: Reading) -> Batch | BatchRejected:
     """What the first `size` bytes behind the descriptor hold; meanwhile they may take as much as they may need."""
+    prepare(form)
     needed = working_bytes(size, reading.limits)
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     allowed = _address_space() + needed

@@ -103,7 +103,7 @@ class ProcessDecoder:
 
     def _ask(self, payload: bytes, who: str, question: Callable[[DecodeProcess, int], T]) -> T:
         needed = min(working_bytes(len(payload), self._reading.limits), self._limits.memory_bytes)
-        with self._turns.taken(who, needed + len(payload)), _sealed(payload) as descriptor:
+        with self._turns.taken(who, needed), _sealed(payload) as descriptor:
             lost = None
             for attempt in range(_ATTEMPTS):
                 worker = self._take(fresh=attempt > 0)

@@ -4,6 +4,7 @@ Every size is checked before memory is taken for it, and nothing is ever unpickl
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
@@ -31,6 +32,7 @@ __all__ = [
     "form_of_name",
     "pack_images",
     "pack_pair",
+    "prepare",
     "read",
     "sniff",
 ]
@@ -100,6 +102,15 @@ def read(payload: bytes, form: str, reading: Reading) -> Batch:
         return _DECODERS[form](payload, reading, Budget(len(payload), reading.limits))
     except MemoryError as error:
         raise BatchRejected("oom", f"{len(payload)} bytes of {form} take more memory than there is") from error
+
+
+def prepare(form: str) -> None:
+    """Loads what only `form` needs, so that the first batch of it takes no more memory than the next ones."""
+    if form in ("parquet", "arrow"):
+        with suppress(ImportError):  # `read` says so
+            import pyarrow.compute
+            import pyarrow.ipc
+            import pyarrow.parquet  # noqa: F401
 
 
 def decode(

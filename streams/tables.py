@@ -38,6 +38,8 @@ def decode_parquet(payload: bytes, reading: Reading, budget: Budget) -> Batch:
         )
         for group in range(file.num_row_groups):
             table.add(file.read_row_group(group, columns=names, use_threads=False))
+        if budget.rows != metadata.num_rows:
+            raise BatchRejected("bad_format", f"the footer tells of {metadata.num_rows} rows, {budget.rows} are there")
         return table.batch()
 
 
