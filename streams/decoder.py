@@ -68,6 +68,7 @@ class ProcessDecoder:
         self._reading = reading
         self._limits = limits or ProcessLimits()
         self._turns = Turns(self._limits.processes, _TOGETHER * self._limits.memory_bytes)
+        self._starting = threading.Lock()
         self._lock = threading.Lock()
         self._workers: set[DecodeProcess] = set()
         self._idle: list[tuple[float, DecodeProcess]] = []  # since when (monotonic), the longest first
@@ -81,9 +82,9 @@ class ProcessDecoder:
             return {worker.pid for worker in self._workers}
 
     def start(self) -> None:
-        """Starts a worker, so that the first request need not wait for it."""
-        with suppress(DecoderUnavailable):
-            self._give_back(self._take())
+        """Starts a worker before it is needed; who asks meanwhile waits for that one."""
+        with self._starting, suppress(DecoderUnavailable):
+            self._give_back(self._new())
 
     def inspect(self, payload: bytes, form: str, who: str = "") -> Summary:
         return self._ask(payload, who, lambda worker, descriptor: worker.inspect(descriptor, len(payload), form))
@@ -126,17 +127,22 @@ class ProcessDecoder:
 
     def _take(self, fresh: bool = False) -> DecodeProcess:
         """An idle worker or a new one; `fresh`: only that, as the others may be dying of the same."""
-        while True:
+        with self._starting:
+            pass
+        while not fresh:
             with self._lock:
-                if self._closed:
-                    raise DecoderUnavailable("the decoder is closed")
-                worker = self._idle.pop()[1] if self._idle and not fresh else None
+                worker = self._idle.pop()[1] if self._idle else None
             if worker is None:
                 break
             if worker.is_usable:
                 return worker
             self._end(worker)
-        worker = DecodeProcess(self._reading, self._limits)  # nobody waits for its start
+        return self._new()
+
+    def _new(self) -> DecodeProcess:
+        if self._closed:
+            raise DecoderUnavailable("the decoder is closed")
+        worker = DecodeProcess(self._reading, self._limits)
         with self._lock:
             self._workers.add(worker)
         return worker

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from daemon_process import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_shards import TWO, shard
@@ -293,6 +294,62 @@ def test_a_closed_decoder_starts_no_worker():
     decoder.close()
     with pytest.raises(DecoderUnavailable, match="closed"):
         decoder.inspect(*GOOD["npz"][::-1])
+
+
+# --- several askers ---------------------------------------------------------------------------------------
+
+SLOW = b"a,y\n" + b"1.25,3\n" * 300_000
+
+
+def several(**limits):
+    return ProcessDecoder(READING, ProcessLimits(processes=3, **limits))
+
+
+def test_who_has_a_slow_batch_keeps_nobody_else_waiting():
+    decoder = several()
+    decoder.start()
+    stopped = pid_of(decoder)
+    os.kill(stopped, signal.SIGSTOP)  # whoever gets this one decodes for ever
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            asked = {pool.submit(decoder.inspect, SLOW, "csv", who): who for who in "ab"}
+            done, held = wait(asked, timeout=60, return_when=FIRST_COMPLETED)
+            assert (len(done), len(held)) == (1, 1)
+            for who in ("c", *(asked[one] for one in done)):
+                assert decoder.inspect(*GOOD["npz"][::-1], who).samples == 4
+            assert not any(one.done() for one in held)
+            os.kill(stopped, signal.SIGCONT)
+            assert all(one.result().samples == 300_000 for one in asked)
+        assert stopped in decoder.pids
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+        decoder.close()
+
+
+def test_idle_workers_end_but_for_one():
+    decoder = several(idle_seconds=0.2)
+    most = set()
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(decoder.inspect, SLOW, "csv", who) for who in "abc"]
+        while not all(one.done() for one in asked):
+            most = max(most, decoder.pids, key=len)
+    assert 1 < len(most) <= 3
+    until(lambda: len(decoder.pids) == 1)
+    assert decoder.pids <= most
+    decoder.close()
+    assert decoder.pids == set()
+
+
+def test_workers_that_died_idle_are_no_attempts():
+    decoder = several()
+    with ThreadPoolExecutor(3) as pool:
+        assert [batch.samples for batch in pool.map(lambda who: decoder.inspect(SLOW, "csv", who), "abc")] == [
+            300_000
+        ] * 3
+    for pid in decoder.pids:
+        os.kill(pid, signal.SIGKILL)
+    assert decoder.inspect(*GOOD["npz"][::-1]).samples == 4
+    decoder.close()
 
 
 # --- a worker that lies -----------------------------------------------------------------------------------
