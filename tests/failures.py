@@ -195,7 +195,7 @@ def strike(daemon, number, times=3, spared=()):
     """Sends a signal to decoders at their work, each time to another one."""
     struck = set(spared)
     for _ in range(times):
-        pid = until(lambda: next(iter(at_work(daemon) - struck), None))
+        pid = until(lambda: next(iter(_at_work(daemon) - struck), None))
         os.kill(pid, number)
         struck.add(pid)
 
@@ -210,7 +210,7 @@ def open_files(pid):
         return []
 
 
-def at_work(daemon):
+def _at_work(daemon):
     """The decoders that hold bytes of a batch."""
     return {pid for pid in decoders(daemon) if any("memfd:batch" in path for path in open_files(pid))}
 

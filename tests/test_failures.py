@@ -12,7 +12,6 @@ import stores
 from daemon_process import STOP_SECONDS, DaemonProcess, ask, until, what_was_learned
 from digits import draw, held_out
 from failures import (
-    at_work,
     begun_request,
     codes,
     config_of,
@@ -372,7 +371,7 @@ def test_a_source_whose_batch_is_slow_to_decode_keeps_neither_others_nor_learnin
         os.kill(stopped, signal.SIGSTOP)
         try:
             put(daemon, "A", 3)
-            until(lambda: stopped in at_work(daemon))
+            until(lambda: any("memfd:batch" in path for path in open_files(daemon.process.pid)))
             daemon.client.submit("sent.npz", payload_of("A", 99))
             until(lambda: daemon.row("sent")["state"] not in ("staged", "training"))
             assert daemon.row("03-A") is None
