@@ -211,11 +211,6 @@ class BatchRow(Base):
     retry_of: Mapped[int | None] = mapped_column(ForeignKey("batch.id"))
     sender: Mapped[str | None] = mapped_column(String(64))
 
-    @property
-    def origin(self) -> str:
-        """The source, and who sent the batch there."""
-        return self.source if self.sender is None else f"{self.source} {self.sender}"
-
     __table_args__ = (
         _one_of("state", STATES),
         _one_of("decision", KINDS),

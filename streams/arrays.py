@@ -1,32 +1,28 @@
 """What every batch has to fulfil, whatever format it came in; all checks raise BatchRejected."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import TypeVar
 
 import numpy as np
 
 from streams.batch import Batch, BatchRejected, Summary
+from streams.budget import Budget
 from streams.names import printable
-from streams.reading import Limits
 
 T = TypeVar("T")
 
 MAX_LABEL_CHARACTERS = 256
 MAX_TASK_CHARACTERS = 255
+INTEGER_BYTES = 8  # of a label
 
 
-def check_x_claim(dtype: np.dtype, shape: tuple[int, ...], limits: Limits) -> None:
+def check_x_claim(dtype: np.dtype, shape: tuple[int, ...], budget: Budget) -> None:
     """Type, axes and number of samples that x claims, before memory is taken for it."""
     if dtype.kind not in "fiub" or dtype.itemsize > 8:
         raise BatchRejected("bad_dtype", f"x: {dtype}, expected float16/32/64, integers or bool")
     if not 2 <= len(shape) <= 4 or 0 in shape:
         raise BatchRejected("bad_shape", f"x: {shape}, expected (n, d), (n, H, W) or (n, H, W, C), n >= 1")
-    check_samples(shape[0], limits)
-
-
-def check_samples(samples: int, limits: Limits) -> None:
-    if samples > limits.samples:
-        raise BatchRejected("too_many_samples", f"x: {samples}, at most {limits.samples} expected")
+    budget.check_rows(shape[0])
 
 
 def check_y_claim(dtype: np.dtype, shape: tuple[int, ...], samples: int) -> None:
@@ -52,10 +48,11 @@ def check_task_claim(dtype: np.dtype, shape: tuple[int, ...], samples: int) -> N
 def finite(x: np.ndarray) -> np.ndarray:
     """x itself, if nothing in it is NaN or infinite."""
     if x.dtype.kind == "f":
-        bad = np.flatnonzero(~np.isfinite(x))
-        if len(bad):
-            first = tuple(int(i) for i in np.unravel_index(bad[0], x.shape))
-            text = f"x: {len(bad)} of {x.size} values are NaN or infinite, the first at {first}"
+        is_good = np.isfinite(x)
+        bad = x.size - int(np.count_nonzero(is_good))
+        if bad:
+            first = tuple(int(i) for i in np.unravel_index(is_good.argmin(), x.shape))
+            text = f"x: {bad} of {x.size} values are NaN or infinite, the first at {first}"
             raise BatchRejected("non_finite", text)
     return x
 
@@ -93,23 +90,26 @@ def task_text(task: str) -> str:
     return task
 
 
-def strings(values: list[str], code: str, limits: Limits) -> np.ndarray:
-    """Texts as '<U..'; the longest of them, which sets the size of all, is looked at first."""
+def width(values: Iterable[str], code: str) -> int:
+    """Bytes of each text in an array of them: the longest sets the size of all."""
     longest = max(map(len, values), default=0)
     most = MAX_TASK_CHARACTERS if code == "bad_task" else MAX_LABEL_CHARACTERS
     if longest > most:
         raise BatchRejected(code, f"{longest} characters, expected strings of 1 to {most}")
-    if 4 * longest * len(values) > limits.bytes:
-        text = f"{len(values)} strings of up to {longest} characters take over {limits.bytes} bytes"
-        raise BatchRejected("too_large", text)
-    return np.array(values, f"<U{max(longest, 1)}")
+    return 4 * max(longest, 1)
 
 
-def checked(x: np.ndarray, y: np.ndarray | None, task: str | None, limits: Limits) -> Batch:
+def strings(values: list[str], code: str, budget: Budget) -> np.ndarray:
+    """Texts as '<U..', taken from the budget."""
+    size = width(values, code)
+    budget.take(size * len(values))
+    return np.array(values, f"<U{size // 4}")
+
+
+def checked(x: np.ndarray, y: np.ndarray | None, task: str | None, budget: Budget) -> Batch:
     """The batch of these arrays, which lie in memory already."""
-    check_x_claim(x.dtype, x.shape, limits)
-    if x.nbytes > limits.bytes:
-        raise BatchRejected("too_large", f"x takes {x.nbytes} bytes, at most {limits.bytes} expected")
+    check_x_claim(x.dtype, x.shape, budget)
+    budget.check(x.nbytes + (0 if y is None else y.nbytes))
     finite(x)
     if y is not None:
         check_y_claim(y.dtype, y.shape, len(x))

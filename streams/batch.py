@@ -74,6 +74,11 @@ class Arrival:
     may_grow: bool = False
     sender: str | None = None
 
+    @property
+    def origin(self) -> str:
+        """The source, and in it who posted it."""
+        return self.source if self.sender is None else f"{self.source} {self.sender}"
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

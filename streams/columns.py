@@ -1,5 +1,6 @@
 """Which columns of a table are samples, labels and task, and samples put together from columns."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from streams.batch import BatchRejected
 from streams.names import printable
-from streams.reading import Limits, Reading
+from streams.reading import Reading
 
 _EXACT_IN_FLOAT64 = 1 << 53
 _SHOWN = 8  # names, in a reason
@@ -31,15 +32,16 @@ def choose(names: Sequence[str], lists: Collection[str], reading: Reading) -> Ch
 
     Raises BatchRejected bad_header, schema_mismatch.
     """
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise BatchRejected("bad_header", f"two columns are called {quoted(twice[0])}")
+    known = Counter(names)
+    if len(known) < len(names):
+        twice = min(name for name, count in known.items() if count > 1)
+        raise BatchRejected("bad_header", f"two columns are called {quoted(twice)}")
     wanted = reading.columns
     for name in (*wanted.x, wanted.y, wanted.task):
-        if name is not None and name not in names:
+        if name is not None and name not in known:
             raise BatchRejected("schema_mismatch", f"no column {quoted(name)}, found {listed(names)}")
-    y = wanted.y or next((name for name in ("y", "label") if name in names), None)
-    task = wanted.task or ("task" if "task" in names else None)
+    y = wanted.y or next((name for name in ("y", "label") if name in known), None)
+    task = wanted.task or ("task" if "task" in known else None)
     x = wanted.x or _default_x([name for name in names if name not in (y, task)], lists)
     if not x:
         raise BatchRejected("schema_mismatch", f"no columns of samples, found {listed(names)}")
@@ -48,15 +50,6 @@ def choose(names: Sequence[str], lists: Collection[str], reading: Reading) -> Ch
             "schema_mismatch", f"several columns of x, expected one of lists or all of numbers: {listed(x)}"
         )
     return Chosen(x, y, task if reading.with_task else None)
-
-
-def check_claim(rows: int, row_bytes: int, limits: Limits) -> None:
-    """Rows and bytes that a table claims, before memory is taken for them."""
-    if rows > limits.samples:
-        raise BatchRejected("too_many_samples", f"x: {rows}, at most {limits.samples} expected")
-    if rows * row_bytes > limits.bytes:
-        text = f"{rows} rows take {rows * row_bytes} bytes, at most {limits.bytes} expected"
-        raise BatchRejected("too_large", text)
 
 
 def lossless(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

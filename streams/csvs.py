@@ -11,16 +11,17 @@ import numpy as np
 
 from streams import arrays
 from streams.batch import Batch, BatchRejected
-from streams.columns import Chosen, check_claim, choose, quoted
+from streams.budget import Budget
+from streams.columns import choose, quoted
 from streams.names import printable
-from streams.reading import Limits, Reading
+from streams.reading import Reading
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,17}\.?[0-9]{0,30}([eE][+-]?[0-9]{1,3})?")
 _MOST_EXACT = 2.0**53
 
 
-def decode_csv(payload: bytes, reading: Reading) -> Batch:
+def decode_csv(payload: bytes, reading: Reading, budget: Budget) -> Batch:
     """x is float64; y integers where all of them are whole numbers, else strings."""
     if b"\0" in payload:
         raise BatchRejected("bad_format", f"a NUL at byte {payload.index(0)}, expected text")
@@ -29,7 +30,7 @@ def decode_csv(payload: bytes, reading: Reading) -> Batch:
     try:
         names = next(rows, [])
         _check_names(names)
-        return _read_rows(_whole_rows(rows, len(names), payload), choose(names, (), reading), names, reading)
+        return _read_rows(_whole_rows(rows, len(names), payload), names, reading, budget)
     except UnicodeDecodeError as error:
         raise BatchRejected("bad_format", f"not UTF-8 after line {rows.line_num}") from error
     except csv.Error as error:
@@ -63,16 +64,16 @@ def _whole_rows(rows: Any, width: int, payload: bytes) -> Iterator[tuple[int, li
             raise BatchRejected("truncated" if cut else "bad_format", text)
 
 
-def _read_rows(rows: Iterator[tuple[int, list[str]]], chosen: Chosen, names: list[str], reading: Reading) -> Batch:
-    at = [names.index(name) for name in chosen.x]
-    y_at, task_at = (None if name is None else names.index(name) for name in (chosen.y, chosen.task))
+def _read_rows(rows: Iterator[tuple[int, list[str]]], names: list[str], reading: Reading, budget: Budget) -> Batch:
+    chosen = choose(names, (), reading)
+    places = {name: place for place, name in enumerate(names)}
+    at = [places[name] for name in chosen.x]
+    y_at, task_at = (None if name is None else places[name] for name in (chosen.y, chosen.task))
     x = array.array("d")
     y: list[str] = []
     tasks: set[str] = set()
-    count = 0
     for line, row in rows:
-        count += 1
-        check_claim(count, 8 * len(at), reading.limits)
+        budget.take(x.itemsize * len(at), rows=1)
         try:
             x.extend([float(row[i]) for i in at])
         except ValueError:
@@ -82,9 +83,9 @@ def _read_rows(rows: Iterator[tuple[int, list[str]]], chosen: Chosen, names: lis
         if task_at is not None:
             tasks.add(row[task_at])
             arrays.same_task(tasks)
-    values = np.frombuffer(x, np.float64).reshape(count, len(at))
-    labels = None if y_at is None else _labels(y, reading.limits)
-    return arrays.checked(values, labels, arrays.same_task(tasks), reading.limits)
+    values = np.frombuffer(x, np.float64).reshape(budget.rows, len(at))
+    labels = None if y_at is None else _labels(y, budget)
+    return arrays.checked(values, labels, arrays.same_task(tasks), budget)
 
 
 def _no_number(line: int, cells: list[tuple[str, str]]) -> BatchRejected:
@@ -108,9 +109,11 @@ def _whole(numbers: list[float]) -> np.ndarray:
     return np.array(numbers).astype(np.int64)
 
 
-def _labels(y: list[str], limits: Limits) -> np.ndarray:
-    if all(_INTEGER.fullmatch(text) for text in y):
+def _labels(y: list[str], budget: Budget) -> np.ndarray:
+    is_integer = all(_INTEGER.fullmatch(text) for text in y)
+    if not is_integer and not all(_DECIMAL.fullmatch(text) for text in y):
+        return arrays.strings(y, "bad_labels", budget)
+    budget.take(arrays.INTEGER_BYTES * len(y))
+    if is_integer:
         return np.array([int(text) for text in y], np.int64)
-    if all(_DECIMAL.fullmatch(text) for text in y):  # many tools write every column of numbers as 3.0 or 3e+00
-        return _whole([float(text) for text in y])
-    return arrays.strings(y, "bad_labels", limits)
+    return _whole([float(text) for text in y])  # many tools write every column of numbers as 3.0 or 3e+00

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from streams.batch import Batch, BatchRejected, Summary
+from streams.budget import Budget
 from streams.reading import Reading
 from streams.wire import Malformed, check_reply, message, receive, receive_batch
 
@@ -42,13 +43,16 @@ class WorkerLost(Exception):
 class ProcessLimits:
     """memory_bytes: what a worker may take beyond its own code. seconds: for one request. descriptors: open at once.
 
-    requests: after so many a worker is replaced, as libraries may leak.
+    requests: after so many a worker is replaced, as libraries may leak. processes: workers at a time. idle_seconds: all
+    but one end when they were not needed for so long.
     """
 
     memory_bytes: int = 1 << 30
     seconds: float = 30.0
     descriptors: int = 16
     requests: int = 5000
+    processes: int = 1
+    idle_seconds: float = 60.0
 
 
 class DecodeProcess:
@@ -71,6 +75,11 @@ class DecodeProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it still runs, and has not answered as much as one may."""
+        return self._process.poll() is None and self.requests < self._limits.requests
 
     def inspect(self, descriptor: int, size: int, form: str) -> Summary:
         """What the first `size` bytes of the file behind `descriptor` hold; raises BatchRejected, WorkerLost."""
@@ -96,7 +105,9 @@ class DecodeProcess:
             "limits": asdict(reading.limits),
             "columns": asdict(reading.columns),
             "with_task": reading.with_task,
-            **asdict(limits),
+            "memory_bytes": limits.memory_bytes,
+            "descriptors": limits.descriptors,
+            "seconds": limits.seconds,
         }
         try:
             self._socket.settimeout(_START_SECONDS)
@@ -128,15 +139,15 @@ class DecodeProcess:
         return answer
 
     def _converse(self, verb: str, descriptor: int, size: int, form: str) -> Summary | Batch | BatchRejected:
-        connection = _Timed(self._socket, self._limits.seconds)
+        connection, budget = _Timed(self._socket, self._limits.seconds), Budget(size, self._reading.limits)
         socket.send_fds(self._socket, [message({"verb": verb, "form": form}, size)], [descriptor])
         reply, rest = receive(connection)
-        answer = check_reply(reply, rest, self._reading.limits)
+        answer = check_reply(reply, rest, budget)
         if isinstance(answer, BatchRejected):
             return answer
         if isinstance(answer, Summary) != (verb == "inspect"):
             raise Malformed("the answer to another question")
-        return answer if isinstance(answer, Summary) else receive_batch(connection, answer, self._reading.limits)
+        return answer if isinstance(answer, Summary) else receive_batch(connection, answer, budget)
 
     def _lost(self) -> WorkerLost:
         """Why the worker closed its socket."""

@@ -16,7 +16,8 @@ import numpy as np
 
 from streams.arrays import summary
 from streams.batch import Batch, BatchRejected
-from streams.formats import read
+from streams.budget import working_bytes
+from streams.formats import prepare, read
 from streams.reading import Columns, Limits, Reading
 from streams.wire import HEADER, MAX_JSON_BYTES, MAX_TEXT, describe, message, receive
 
@@ -62,10 +63,8 @@ def _confine(memory_bytes: int, descriptors: int) -> None:
     libc.unshare(_NEW_USER_AND_NETWORK)  # where the system allows it: no network, and no rights of root
     libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  # no other module for one line
-        pages = int(file.read().split()[0])
     for kind, most in (
-        (resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes),
+        (resource.RLIMIT_AS, _address_space() + memory_bytes),
         (resource.RLIMIT_NOFILE, descriptors),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
@@ -73,11 +72,23 @@ def _confine(memory_bytes: int, descriptors: int) -> None:
         resource.setrlimit(kind, (most, most))
 
 
+def _address_space() -> int:
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  # no other module for one line
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
 def _answer(form: str, descriptor: int, size: int, reading: Reading) -> Batch | BatchRejected:
-    """What the first `size` bytes behind the descriptor hold."""
+    """What the first `size` bytes behind the descriptor hold; meanwhile they may take as much as they may need."""
+    prepare(form)
+    needed = working_bytes(size, reading.limits)
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    allowed = _address_space() + needed
+    resource.setrlimit(resource.RLIMIT_AS, (min(allowed, most), most))
     try:
         return read(os.pread(descriptor, size, 0), form, reading)
     except BatchRejected as rejection:
+        if rejection.code == "oom" and allowed < most:  # it would not fare better anywhere
+            return BatchRejected("too_large", f"{size} bytes take over {needed} while they are decoded")
         return rejection
     except MemoryError:
         return BatchRejected("oom", f"{size} bytes take more memory than there is")

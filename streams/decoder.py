@@ -1,32 +1,39 @@
-"""Who turns bytes into batches: this process, or a worker process of its own."""
+"""Who turns bytes into batches: this process, or worker processes of its own."""
 
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar
 
 from streams.arrays import summary
 from streams.batch import Batch, BatchRejected, Summary
+from streams.budget import working_bytes
 from streams.decode_process import DecodeProcess, DecoderUnavailable, ProcessLimits, WorkerLost
 from streams.formats import read
 from streams.reading import Reading
+from streams.turns import Turns
 
 __all__ = ["Decoder", "DecoderUnavailable", "InlineDecoder", "ProcessDecoder", "ProcessLimits"]
 
 _ATTEMPTS = 3
+_TOGETHER = 2  # times what one worker may take, for all: the largest batch of one asker keeps nobody else waiting
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 T = TypeVar("T")
 
 
 class Decoder(Protocol):
-    """For any thread; both verbs raise only BatchRejected, and DecoderUnavailable."""
+    """For any thread; both verbs raise only BatchRejected, and DecoderUnavailable.
 
-    def inspect(self, payload: bytes, form: str) -> Summary:
+    who: asks; where there is a wait, it is for what the same one has asked before.
+    """
+
+    def inspect(self, payload: bytes, form: str, who: str = "") -> Summary:
         """What the bytes hold as `form`, a name of `formats.FORMATS`; all of them were read for it."""
 
-    def decode(self, payload: bytes, form: str) -> Batch:
+    def decode(self, payload: bytes, form: str, who: str = "") -> Batch:
         """The batch itself."""
 
     def close(self) -> None:
@@ -39,10 +46,10 @@ class InlineDecoder:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
 
-    def inspect(self, payload: bytes, form: str) -> Summary:
+    def inspect(self, payload: bytes, form: str, who: str = "") -> Summary:
         return summary(self.decode(payload, form))
 
-    def decode(self, payload: bytes, form: str) -> Batch:
+    def decode(self, payload: bytes, form: str, who: str = "") -> Batch:
         return read(payload, form, self._reading)
 
     def close(self) -> None:
@@ -50,71 +57,126 @@ class InlineDecoder:
 
 
 class ProcessDecoder:
-    """Decodes in a worker process with limits; one at a time, whichever thread asks.
+    """Decodes in worker processes with limits: each asker has one to itself, as long as `limits` has enough.
 
-    The worker is started at the first request, and anew whenever it was lost. A request that loses three workers is
-    refused with worker_died, oom or timeout. Raises DecoderUnavailable where no worker can be started.
+    Workers are started when they are needed, and end when they are idle for some time, all but one. What requests may
+    need of memory is set aside before they begin, at most twice `limits.memory_bytes` for all. A request that loses
+    three workers is refused with worker_died, oom or timeout. Raises DecoderUnavailable where no worker can be started.
     """
 
     def __init__(self, reading: Reading, limits: ProcessLimits | None = None) -> None:
         self._reading = reading
         self._limits = limits or ProcessLimits()
+        self._turns = Turns(self._limits.processes, _TOGETHER * self._limits.memory_bytes)
+        self._starting = threading.Lock()
         self._lock = threading.Lock()
-        self._worker: DecodeProcess | None = None
+        self._workers: set[DecodeProcess] = set()
+        self._idle: list[tuple[float, DecodeProcess]] = []  # since when (monotonic), the longest first
+        self._timer: threading.Timer | None = None
         self._closed = False
 
     @property
-    def pid(self) -> int | None:
-        """Of the worker; None while there is none."""
-        worker = self._worker
-        return None if worker is None else worker.pid
+    def pids(self) -> set[int]:
+        """Of the workers."""
+        with self._lock:
+            return {worker.pid for worker in self._workers}
 
     def start(self) -> None:
-        """Starts the worker, so that the first request need not wait for it."""
-        with self._lock, suppress(DecoderUnavailable):
-            self._ready()
+        """Starts a worker before it is needed; who asks meanwhile waits for that one."""
+        with self._starting, suppress(DecoderUnavailable):
+            self._give_back(self._new())
 
-    def inspect(self, payload: bytes, form: str) -> Summary:
-        return self._ask(payload, lambda worker, descriptor: worker.inspect(descriptor, len(payload), form))
+    def inspect(self, payload: bytes, form: str, who: str = "") -> Summary:
+        return self._ask(payload, who, lambda worker, descriptor: worker.inspect(descriptor, len(payload), form))
 
-    def decode(self, payload: bytes, form: str) -> Batch:
-        return self._ask(payload, lambda worker, descriptor: worker.decode(descriptor, len(payload), form))
+    def decode(self, payload: bytes, form: str, who: str = "") -> Batch:
+        return self._ask(payload, who, lambda worker, descriptor: worker.decode(descriptor, len(payload), form))
 
     def close(self) -> None:
+        """Ends the workers; one that is busy, once it has answered."""
         with self._lock:
             self._closed = True
-            self._drop()
+            idle, self._idle = self._idle, []
+            if self._timer is not None:
+                self._timer.cancel()
+        for _, worker in idle:
+            self._end(worker)
 
-    def _ask(self, payload: bytes, question: Callable[[DecodeProcess, int], T]) -> T:
-        with self._lock, _sealed(payload) as descriptor:
+    def _ask(self, payload: bytes, who: str, question: Callable[[DecodeProcess, int], T]) -> T:
+        needed = min(working_bytes(len(payload), self._reading.limits), self._limits.memory_bytes)
+        with self._turns.taken(who, needed), _sealed(payload) as descriptor:
             lost = None
-            for _ in range(_ATTEMPTS):
+            for attempt in range(_ATTEMPTS):
+                worker = self._take(fresh=attempt > 0)
                 try:
-                    return question(self._ready(), descriptor)
-                except BatchRejected:
-                    raise
+                    answer = question(worker, descriptor)
                 except WorkerLost as error:
                     lost = error
-                    self._drop()
-                except BaseException:
-                    self._drop()  # it may be in the middle of an answer
+                    self._end(worker)
+                except BatchRejected:
+                    self._give_back(worker)
                     raise
+                except BaseException:
+                    self._end(worker)  # it may be in the middle of an answer
+                    raise
+                else:
+                    self._give_back(worker)
+                    return answer
             assert lost is not None
             raise BatchRejected(lost.code, f"{lost.text}, {_ATTEMPTS} times") from lost
 
-    def _ready(self) -> DecodeProcess:
+    def _take(self, fresh: bool = False) -> DecodeProcess:
+        """An idle worker or a new one; `fresh`: only that, as the others may be dying of the same."""
+        with self._starting:
+            pass
+        while not fresh:
+            with self._lock:
+                worker = self._idle.pop()[1] if self._idle else None
+            if worker is None:
+                break
+            if worker.is_usable:
+                return worker
+            self._end(worker)
+        return self._new()
+
+    def _new(self) -> DecodeProcess:
         if self._closed:
             raise DecoderUnavailable("the decoder is closed")
-        if self._worker is not None and self._worker.requests >= self._limits.requests:
-            self._drop()
-        if self._worker is None:
-            self._worker = DecodeProcess(self._reading, self._limits)
-        return self._worker
+        worker = DecodeProcess(self._reading, self._limits)
+        with self._lock:
+            self._workers.add(worker)
+        return worker
 
-    def _drop(self) -> None:
-        if self._worker is not None:
-            self._worker.end()
-        self._worker = None
+    def _give_back(self, worker: DecodeProcess) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append((time.monotonic(), worker))
+                self._watch_idle()
+                return
+        self._end(worker)
+
+    def _end(self, worker: DecodeProcess) -> None:
+        worker.end()
+        with self._lock:
+            self._workers.discard(worker)
+
+    def _watch_idle(self) -> None:
+        """Has those ended that will not be needed; the lock is held."""
+        if self._timer is None and len(self._idle) > 1:
+            self._timer = threading.Timer(self._limits.idle_seconds, self._end_idle)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end_idle(self) -> None:
+        due = time.monotonic() - self._limits.idle_seconds
+        with self._lock:
+            self._timer = None
+            ended = [worker for since, worker in self._idle[:-1] if since <= due]
+            self._idle = self._idle[len(ended) :]
+            if not self._closed:
+                self._watch_idle()
+        for worker in ended:
+            self._end(worker)
 
 
 @contextmanager

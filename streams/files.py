@@ -106,9 +106,10 @@ def _read_all(fd: int, size: int) -> bytes:
     data = os.read(fd, size + 1)
     if len(data) >= size:
         return data
-    parts = [data]
-    while part := os.read(fd, size + 1 - sum(map(len, parts))):
+    parts, left = [data], size + 1 - len(data)
+    while part := os.read(fd, left):
         parts.append(part)
+        left -= len(part)
     return b"".join(parts)
 
 

@@ -4,11 +4,13 @@ Every size is checked before memory is taken for it, and nothing is ever unpickl
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 from types import MappingProxyType
 
 from streams.arrays import MAX_LABEL_CHARACTERS, MAX_TASK_CHARACTERS
 from streams.batch import Batch, BatchRejected
+from streams.budget import Budget
 from streams.csvs import decode_csv
 from streams.images import decode_images, pack_images
 from streams.jsons import decode_json, decode_jsonl
@@ -30,11 +32,12 @@ __all__ = [
     "form_of_name",
     "pack_images",
     "pack_pair",
+    "prepare",
     "read",
     "sniff",
 ]
 
-_DECODERS: Mapping[str, Callable[[bytes, Reading], Batch]] = MappingProxyType(
+_DECODERS: Mapping[str, Callable[[bytes, Reading, Budget], Batch]] = MappingProxyType(
     {
         "npz": decode_npz,
         "npy": decode_npy,
@@ -97,9 +100,18 @@ def read(payload: bytes, form: str, reading: Reading) -> Batch:
     if payload[:1] == b"\x80" and payload[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise BatchRejected("forbidden_pickle", f"a pickle, expected {form}")
     try:
-        return _DECODERS[form](payload, reading)
+        return _DECODERS[form](payload, reading, Budget(len(payload), reading.limits))
     except MemoryError as error:
         raise BatchRejected("oom", f"{len(payload)} bytes of {form} take more memory than there is") from error
+
+
+def prepare(form: str) -> None:
+    """Loads what only `form` needs, so that the first batch of it takes no more memory than the next ones."""
+    if form in ("parquet", "arrow"):
+        with suppress(ImportError):  # `read` says so
+            import pyarrow.compute
+            import pyarrow.ipc
+            import pyarrow.parquet  # noqa: F401
 
 
 def decode(

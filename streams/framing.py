@@ -11,7 +11,7 @@ MAGIC = b"SUPSUPD1"
 """What a flow of frames begins with; each frame is its length, 4 bytes, big-endian, and so many bytes."""
 
 _LENGTH = 4
-_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[][{}]')
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[][{}]')  # a text that does not end is one token: nothing is read twice
 _VALUE = re.compile(rb'\s*:\s*("(?:[^"\\]|\\.)*+"|[^"\s,}]+)')
 _INTEGER = re.compile(rb"-?[0-9]+")
 _TOLD = ("name", "id")

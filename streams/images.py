@@ -1,6 +1,7 @@
 """PNG and JPEG files to pixels, and a folder per class of them, packed as a tar."""
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from streams import tar
-from streams.arrays import check_samples, checked
+from streams.arrays import checked, strings
 from streams.batch import Batch, BatchRejected
+from streams.budget import Budget
 from streams.names import natural_key, printable
 from streams.reading import Limits, Reading
 
@@ -30,7 +32,7 @@ def pack_images(members: Iterable[tuple[str, bytes]]) -> bytes:
     return tar.pack([(name, named[name]) for name in sorted(named, key=_order)])
 
 
-def decode_images(payload: bytes, reading: Reading) -> Batch:
+def decode_images(payload: bytes, reading: Reading, budget: Budget) -> Batch:
     """x is uint8, (n, H, W) when all images are grey, else (n, H, W, 3); y holds the class folders' names."""
     files = list(tar.iter_files(payload))
     for name, _ in files:
@@ -38,25 +40,24 @@ def decode_images(payload: bytes, reading: Reading) -> Batch:
             raise BatchRejected("image_rejected", f"{printable(name)[:200]}: expected <class>/<image>")
     if not files:
         raise BatchRejected("bad_shape", "no images, expected 1 or more")
-    x = decode_all(files, reading.limits)
-    return checked(x, np.array([name.partition("/")[0] for name, _ in files]), None, reading.limits)
+    y = strings([name.partition("/")[0] for name, _ in files], "bad_labels", budget)
+    return checked(decode_all(files, budget), y, None, budget)
 
 
-def decode_all(files: Sequence[tuple[str, memoryview]], limits: Limits) -> np.ndarray:
+def decode_all(files: Sequence[tuple[str, memoryview]], budget: Budget) -> np.ndarray:
     """The images, called by their names where one is refused, as uint8 (n, H, W) if all are grey, else (n, H, W, 3).
 
     Raises BatchRejected image_rejected, image_too_large, truncated, too_large or too_many_samples.
     """
-    check_samples(len(files), limits)
-    shapes = [_shape(name, data, limits) for name, data in files]
+    budget.check_rows(len(files))
+    shapes = [_shape(name, data, budget.limits) for name, data in files]
     first = shapes[0]
     for (name, _), shape in zip(files, shapes, strict=True):
         if shape[:2] != first[:2]:
             sizes = f"{shape[1]} x {shape[0]}, the first image is {first[1]} x {first[0]}"
             raise BatchRejected("image_rejected", f"{name}: {sizes} pixels, all of a batch must have the same size")
     common = max(shapes, key=len)
-    if int(np.prod(common)) * len(files) > limits.bytes:
-        raise BatchRejected("too_large", f"{len(files)} images like {files[0][0]} take more than {limits.bytes} bytes")
+    budget.take(math.prod(common) * len(files))
     x = np.empty((len(files), *common), np.uint8)
     for i, (name, data) in enumerate(files):
         pixels = _pixels(name, data)

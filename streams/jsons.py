@@ -1,6 +1,7 @@
 """JSON: one batch in one object, or lines of one sample each."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -9,37 +10,38 @@ import numpy as np
 
 from streams import arrays
 from streams.batch import Batch, BatchRejected
-from streams.columns import check_claim
+from streams.budget import Budget
 from streams.names import printable
-from streams.reading import Limits, Reading
+from streams.reading import Reading
 
 _VALUE_BYTES = 32  # what one number takes as a Python object in a list
+_LINE = re.compile(rb"([^\r\n]*)(\r\n|\r|\n|\Z)")
 
 
-def decode_json(payload: bytes, reading: Reading) -> Batch:
+def decode_json(payload: bytes, reading: Reading, budget: Budget) -> Batch:
     """An object {"x": [[…], …], "y": […], "task": …}; y and task may be absent or null, other keys are ignored."""
-    fields = parse(payload, "", reading.limits)
+    fields = parse(payload, "", budget)
     x = _numbers(fields.get("x"), "")
+    budget.take(x.nbytes)
     told = fields.get("y")
-    y = None if told is None else labels(told, reading.limits)
-    return arrays.checked(x, y, task(fields.get("task") if reading.with_task else None), reading.limits)
+    y = None if told is None else labels(told, budget)
+    return arrays.checked(x, y, task(fields.get("task") if reading.with_task else None), budget)
 
 
-def decode_jsonl(payload: bytes, reading: Reading) -> Batch:
+def decode_jsonl(payload: bytes, reading: Reading, budget: Budget) -> Batch:
     """Lines {"x": […], "y": …, "task": …}; all have a y, or none has."""
     samples = _Samples()
-    ended = payload.endswith((b"\n", b"\r"))
-    lines = payload.splitlines()
-    for number, line in enumerate(lines, 1):
+    for number, found in enumerate(_LINE.finditer(payload), 1):
+        line, end = found.groups()
         if line.strip():
             where = f"line {number}: "
             try:
-                samples.add(parse(line, where, reading.limits), where, reading)
+                samples.add(parse(line, where, budget), where, reading, budget)
             except BatchRejected as rejection:
-                if rejection.code == "truncated" and (ended or number < len(lines)):
+                if rejection.code == "truncated" and end:
                     raise BatchRejected("bad_format", rejection.text) from rejection
                 raise
-    return samples.batch(reading)
+    return samples.batch(budget)
 
 
 @dataclass(slots=True)
@@ -50,14 +52,14 @@ class _Samples:
     y: list[Any] = field(default_factory=list)
     tasks: set[str | None] = field(default_factory=set)
 
-    def add(self, fields: dict[str, Any], where: str, reading: Reading) -> None:
+    def add(self, fields: dict[str, Any], where: str, reading: Reading, budget: Budget) -> None:
         x = _numbers(fields.get("x"), where)
         first = self.x[0] if self.x else x
         if x.shape != first.shape or (x.dtype.kind == "b") != (first.dtype.kind == "b"):
             text = f"{where}x: {x.dtype} of shape {x.shape}, the first line has {first.dtype} of {first.shape}"
             raise BatchRejected("schema_mismatch", text)
         self.x.append(x)
-        check_claim(len(self.x), x.nbytes, reading.limits)
+        budget.take(x.nbytes, rows=1)
         label = fields.get("y")
         if label is not None:
             self.y.append(label)
@@ -66,23 +68,21 @@ class _Samples:
         self.tasks.add(task(fields.get("task") if reading.with_task else None))
         arrays.same_task(self.tasks)
 
-    def batch(self, reading: Reading) -> Batch:
+    def batch(self, budget: Budget) -> Batch:
         if not self.x:
             raise BatchRejected("bad_shape", "x: no samples, expected 1 or more")
-        y = labels(self.y, reading.limits) if self.y else None
-        return arrays.checked(np.stack(self.x), y, arrays.same_task(self.tasks), reading.limits)
+        y = labels(self.y, budget) if self.y else None
+        return arrays.checked(np.stack(self.x), y, arrays.same_task(self.tasks), budget)
 
 
-def parse(text: bytes, where: str, limits: Limits) -> dict[str, Any]:
+def parse(text: bytes, where: str, budget: Budget) -> dict[str, Any]:
     """The one object in `text`; raises BatchRejected truncated, bad_format, trailing_bytes, non_finite, too_large."""
     stripped = text.strip()
     if not stripped.startswith(b"{"):
         raise BatchRejected("bad_format", f"{where}no JSON object: starts with {stripped[:6]!r}")
     if not stripped.endswith(b"}"):
         raise BatchRejected("truncated", f"{where}{len(text)} bytes, the end of the JSON object is missing")
-    values = text.count(b",")
-    if values * _VALUE_BYTES > limits.bytes:
-        raise BatchRejected("too_large", f"{where}{values} values, at most {limits.bytes // _VALUE_BYTES} expected")
+    budget.check(budget.taken + text.count(b",") * _VALUE_BYTES)
     try:
         return _decoder(where).decode(stripped.decode())
     except BatchRejected:
@@ -135,14 +135,15 @@ def _leaf_types(values: list[Any], where: str, depth: int) -> Iterable[type]:
     return {kind for value in values for kind in _leaf_types(value, where, depth + 1)}
 
 
-def labels(values: Any, limits: Limits) -> np.ndarray:
+def labels(values: Any, budget: Budget) -> np.ndarray:
     """A list of integers or of strings as an array; raises BatchRejected bad_labels."""
     found = set(map(type, values)) if isinstance(values, list) else set()
     if found not in ({int}, {str}):
         names = ", ".join(sorted(kind.__name__ for kind in found)) or "no list"
         raise BatchRejected("bad_labels", f"y: {names}, expected all integers or all strings")
     if found == {str}:
-        return arrays.strings(values, "bad_labels", limits)
+        return arrays.strings(values, "bad_labels", budget)
+    budget.take(arrays.INTEGER_BYTES * len(values))
     array = np.array(values)
     if array.dtype.kind not in "iu":
         raise BatchRejected("bad_labels", "y: integers beyond 64 bits")

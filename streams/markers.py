@@ -38,7 +38,7 @@ class Marker:
     """
 
     file: Member
-    members: tuple[str, ...]
+    members: frozenset[str]
     depth: int = 1
 
     @property
@@ -80,7 +80,7 @@ def check_sums(sums: bytes, marker: Marker, digests: Mapping[str, str]) -> None:
 
 
 def _compare(wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
-    for name, digest in found.items():
+    for name, digest in sorted(found.items()):
         if wanted.get(name) != digest:
             told = wanted.get(name, "no line of its own")
             raise BatchRejected(MISMATCH, f"{printable(name)}: is {digest}, its marker has {told}")

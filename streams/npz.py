@@ -14,39 +14,38 @@ import numpy as np
 
 from streams import arrays
 from streams.batch import Batch, BatchRejected
+from streams.budget import Budget
 from streams.names import printable
 from streams.npy import Buffer, check_size, read_array, read_header
 from streams.reading import Limits, Reading
-
-RATIO_MATTERS_FROM = 16 << 20  # bytes; a smaller archive is harmless however well it packs
 
 _LOCAL, _END, _ZIP64 = b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x07"
 _ENCRYPTED = 1
 _LOCAL_BYTES = 30  # of a member's own header, before its name and extra fields
 _LENGTHS, _LENGTHS_AT = struct.Struct("<HH"), 26  # of both, in that header
-_CHUNK = 1 << 20
+_CHUNK = 1 << 20  # bytes inflated at a time
+_PIECE = 1 << 16  # bytes handed to the inflater at a time: it copies what it leaves
 _END_RECORD = struct.Struct("<4s4H2LH")
 _LONGEST_ENTRY = 1 << 10  # bytes of one member in the central directory: 46, its name and extra fields
 _SMALL = 4 * arrays.MAX_LABEL_CHARACTERS << 20  # bytes; more than any y that is merely cut off
 _X, _Y, _TASK = "x.npy", "y.npy", "task.npy"
 
 
-def decode_npz(payload: bytes, reading: Reading) -> Batch:
+def decode_npz(payload: bytes, reading: Reading, budget: Budget) -> Batch:
     """Members other than x and y are not looked at, `task` only if asked for."""
-    limits = reading.limits
-    _check_ends(payload, limits)
+    _check_ends(payload, reading.limits)
     with _damage_is_refused(), zipfile.ZipFile(io.BytesIO(payload)) as archive:
-        members = _check_members(archive.infolist(), len(payload), limits)
-        x = _read_x(_unpack(payload, members[_X]), limits)
-        y = _read_y(_unpack(payload, members[_Y]), len(x)) if _Y in members else None
+        members = _check_members(archive.infolist(), reading.limits, budget)
+        x = _read_x(_unpack(payload, members[_X]), budget)
+        y = _read_y(_unpack(payload, members[_Y]), len(x), budget) if _Y in members else None
         told = reading.with_task and _TASK in members
         task = _read_task(_unpack(payload, members[_TASK]), len(x)) if told else None
     return Batch(x, y, task)
 
 
-def decode_npy(payload: bytes, reading: Reading) -> Batch:
+def decode_npy(payload: bytes, reading: Reading, budget: Budget) -> Batch:
     """One array x, without labels."""
-    return Batch(_read_x(payload, reading.limits), None)
+    return Batch(_read_x(payload, budget), None)
 
 
 def encode(batch: Batch) -> bytes:
@@ -115,7 +114,7 @@ def _check_ends(payload: bytes, limits: Limits) -> None:
         raise BatchRejected("bad_format", "the zip's list of members is not where its end record says")
 
 
-def _check_members(infos: list[zipfile.ZipInfo], packed: int, limits: Limits) -> dict[str, zipfile.ZipInfo]:
+def _check_members(infos: list[zipfile.ZipInfo], limits: Limits, budget: Budget) -> dict[str, zipfile.ZipInfo]:
     if len(infos) > limits.members:
         raise BatchRejected("too_large", f"{len(infos)} members, at most {limits.members} expected")
     members: dict[str, zipfile.ZipInfo] = {}
@@ -127,7 +126,8 @@ def _check_members(infos: list[zipfile.ZipInfo], packed: int, limits: Limits) ->
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & _ENCRYPTED:
             raise BatchRejected("bad_format", f"{printable(name)}: neither stored nor deflated, or encrypted")
         members[name] = info
-    _check_total(sum(info.file_size for info in infos), packed, limits)
+    # Counted over the whole archive: members that overlap in the file gain nothing.
+    budget.check(sum(info.file_size for info in infos))
     if _X not in members:
         if any(name.endswith(".pkl") for name in members):
             raise BatchRejected("forbidden_pickle", "an archive of pickles, expected an .npz with a member x")
@@ -140,14 +140,6 @@ def _check_name(name: str) -> None:
     unsafe = name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name
     if unsafe or not name.isprintable() or not 0 < len(name) <= 255:
         raise BatchRejected("bad_member_name", f"{printable(name)[:200]}: no safe relative name")
-
-
-def _check_total(total: int, packed: int, limits: Limits) -> None:
-    # Counted over the whole archive: members that overlap in the file gain nothing.
-    if total > limits.bytes:
-        raise BatchRejected("too_large", f"unpacks to {total} bytes, at most {limits.bytes} expected")
-    if total > RATIO_MATTERS_FROM and total > packed * limits.ratio:
-        raise BatchRejected("too_large", f"{packed} bytes unpack to {total}, at most {limits.ratio} times expected")
 
 
 def _unpack(payload: bytes, info: zipfile.ZipInfo) -> bytearray | memoryview:
@@ -164,27 +156,34 @@ def _unpack(payload: bytes, info: zipfile.ZipInfo) -> bytearray | memoryview:
 def _inflate(packed: memoryview, size: int) -> bytearray:
     """What the deflated bytes hold; more than `size` bytes only in that the last chunk may reach beyond it."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = bytearray(inflater.decompress(packed, _CHUNK))
-    while not inflater.eof and len(data) <= size:
-        chunk = inflater.decompress(inflater.unconsumed_tail, _CHUNK)
-        if not chunk:
-            break
-        data += chunk
+    data = bytearray()
+    for at in range(0, len(packed), _PIECE):
+        piece: Buffer = packed[at : at + _PIECE]
+        while True:
+            chunk = inflater.decompress(piece, _CHUNK)
+            data += chunk
+            if inflater.eof or len(data) > size:
+                return data
+            if len(chunk) < _CHUNK:  # nothing of the piece is left
+                break
+            piece = inflater.unconsumed_tail
     return data
 
 
-def _read_x(data: Buffer, limits: Limits) -> np.ndarray:
+def _read_x(data: Buffer, budget: Budget) -> np.ndarray:
     header = read_header(data, "x")
     if header.dtype.kind in "fiub":  # else the type is the better reason
-        check_size(header, len(data), limits.bytes, "x")
-    arrays.check_x_claim(header.dtype, header.shape, limits)
+        check_size(header, len(data), budget.limits.bytes, "x")
+    arrays.check_x_claim(header.dtype, header.shape, budget)
+    budget.take(header.claimed)
     return arrays.finite(read_array(data, header))
 
 
-def _read_y(data: Buffer, samples: int) -> np.ndarray:
+def _read_y(data: Buffer, samples: int, budget: Budget) -> np.ndarray:
     header = read_header(data, "y")
     arrays.check_y_claim(header.dtype, header.shape, samples)
     check_size(header, len(data), _SMALL, "y")
+    budget.take(header.claimed if header.dtype.kind == "U" else arrays.INTEGER_BYTES * samples)
     return arrays.labels(read_array(data, header))
 
 

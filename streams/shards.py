@@ -15,10 +15,11 @@ import numpy as np
 
 from streams import arrays, jsons, tar
 from streams.batch import Batch, BatchRejected
+from streams.budget import Budget
 from streams.images import decode_all
 from streams.names import printable
 from streams.npy import check_size, read_array, read_header
-from streams.reading import Limits, Reading
+from streams.reading import Reading
 
 _IMAGES, _ARRAY = ("png", "jpg", "jpeg"), "npy"
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
@@ -35,9 +36,9 @@ class _Sample:
     task: Any = None
 
 
-def decode_shard(payload: bytes, reading: Reading) -> Batch:
+def decode_shard(payload: bytes, reading: Reading, budget: Budget) -> Batch:
     """The samples in the shard's order; images as in `images.decode_all`, arrays as they are."""
-    samples = list(_iter_samples(payload, reading.limits))
+    samples = list(_iter_samples(payload, budget))
     if not samples:
         raise BatchRejected("bad_shape", "no samples, expected `<key>.png`, .jpg or .npy and `<key>.cls` or .json")
     files = [_x_of(sample) for sample in samples]
@@ -46,12 +47,12 @@ def decode_shard(payload: bytes, reading: Reading) -> Batch:
         raise BatchRejected(
             "schema_mismatch", f"{pictures} images and {len(files) - pictures} arrays, expected one kind"
         )
-    x = decode_all(files, reading.limits) if pictures else _stack(files, reading.limits)
+    x = decode_all(files, budget) if pictures else _stack(files, budget)
     task = _one_task(samples) if reading.with_task else None
-    return arrays.checked(x, _labels(samples, reading.limits), task, reading.limits)
+    return arrays.checked(x, _labels(samples, budget), task, budget)
 
 
-def _iter_samples(payload: bytes, limits: Limits) -> Iterator[_Sample]:
+def _iter_samples(payload: bytes, budget: Budget) -> Iterator[_Sample]:
     sample: _Sample | None = None
     keys: set[str] = set()
     for name, data in tar.iter_files(payload):
@@ -65,14 +66,14 @@ def _iter_samples(payload: bytes, limits: Limits) -> Iterator[_Sample]:
             if key in keys:
                 raise BatchRejected("bad_member_name", f"{name[:200]}: its sample's other files are not beside it")
             keys.add(key)
-            arrays.check_samples(len(keys), limits)
+            budget.check_rows(len(keys))
             sample = _Sample(key)
-        _add(sample, name, field, data, limits)
+        _add(sample, name, field, data, budget)
     if sample is not None:
         yield sample
 
 
-def _add(sample: _Sample, name: str, field: str, data: memoryview, limits: Limits) -> None:
+def _add(sample: _Sample, name: str, field: str, data: memoryview, budget: Budget) -> None:
     if field.removeprefix("x.") in (*_IMAGES, _ARRAY):
         if sample.x is not None:
             raise BatchRejected("schema_mismatch", f"{name[:200]}: a second x of its sample, expected one")
@@ -80,7 +81,7 @@ def _add(sample: _Sample, name: str, field: str, data: memoryview, limits: Limit
     elif field == "cls":
         sample.label = _class(bytes(data), name)
     elif field == "json":
-        fields = jsons.parse(bytes(data), f"{name[:200]}: ", limits)
+        fields = jsons.parse(bytes(data), f"{name[:200]}: ", budget)
         sample.label = next((fields[key] for key in ("y", "label", "cls") if key in fields), sample.label)
         sample.task = fields.get("task")
 
@@ -101,11 +102,11 @@ def _x_of(sample: _Sample) -> tuple[str, memoryview]:
     return sample.x
 
 
-def _stack(files: list[tuple[str, memoryview]], limits: Limits) -> np.ndarray:
+def _stack(files: list[tuple[str, memoryview]], budget: Budget) -> np.ndarray:
     """.npy arrays of one type and shape as (n, …)."""
     rows: list[np.ndarray] = []
     for name, data in files:
-        row = _row(data, name, limits)
+        row = _row(data, name, budget)
         if rows and (row.shape != rows[0].shape or row.dtype != rows[0].dtype):
             text = f"{name[:200]}: {row.dtype} {row.shape}, the first sample has {rows[0].dtype} {rows[0].shape}"
             raise BatchRejected("schema_mismatch", text)
@@ -113,21 +114,22 @@ def _stack(files: list[tuple[str, memoryview]], limits: Limits) -> np.ndarray:
     return np.stack(rows)
 
 
-def _row(data: memoryview, name: str, limits: Limits) -> np.ndarray:
+def _row(data: memoryview, name: str, budget: Budget) -> np.ndarray:
     where = name[:200]
     header = read_header(data, where)
-    check_size(header, len(data), limits.bytes, where)
-    arrays.check_x_claim(header.dtype, (1, *header.shape), limits)
+    check_size(header, len(data), budget.limits.bytes, where)
+    arrays.check_x_claim(header.dtype, (1, *header.shape), budget)
+    budget.take(header.claimed)
     return read_array(data, header)
 
 
-def _labels(samples: list[_Sample], limits: Limits) -> np.ndarray | None:
+def _labels(samples: list[_Sample], budget: Budget) -> np.ndarray | None:
     labels = [sample.label for sample in samples if sample.label is not None]
     if not labels:
         return None
     if len(labels) < len(samples):
         raise BatchRejected("bad_labels", f"{len(labels)} of {len(samples)} samples have a label, expected all or none")
-    return jsons.labels(labels, limits)
+    return jsons.labels(labels, budget)
 
 
 def _one_task(samples: list[_Sample]) -> str | None:

@@ -1,50 +1,60 @@
 """Parquet and Arrow IPC, by pyarrow, which comes with the extra `formats` and is imported only here, on first use.
 
-What the metadata claims is checked before anything is read; that pyarrow keeps to it is the worker process's memory
-limit's to see to.
+What the metadata claims is checked before anything is read, and what really comes out is counted; that a library takes
+no more memory than that meanwhile is the worker process's limit's to see to.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from streams import arrays
 from streams.batch import Batch, BatchRejected
-from streams.columns import Chosen, check_claim, choose, lossless, quoted
+from streams.budget import Budget
+from streams.columns import Chosen, choose, lossless, quoted
 from streams.names import printable
-from streams.reading import Limits, Reading
+from streams.reading import Reading
 
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 _SHORTEST_PARQUET = 12  # bytes: both magics and the footer's length
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
-def decode_parquet(payload: bytes, reading: Reading) -> Batch:
+def decode_parquet(payload: bytes, reading: Reading, budget: Budget) -> Batch:
     """A Parquet file; only the chosen columns are read, one row group after another."""
     _check_parquet_ends(payload)
     with _refusals("Parquet") as pa:
         from pyarrow import parquet
 
-        file = parquet.ParquetFile(pa.BufferReader(payload), pre_buffer=False)
-        table = _Table(file.schema_arrow, reading)
-        _check_parquet_claim(file.metadata, table, reading.limits)
+        metadata = parquet.read_metadata(pa.BufferReader(payload))
+        table = _Table(metadata.schema.to_arrow_schema(), reading, budget)
+        _check_parquet_claim(metadata, table, budget)
         names = list(table.chosen.all)
+        file = parquet.ParquetFile(
+            pa.BufferReader(payload), metadata=metadata, read_dictionary=table.worded, pre_buffer=False
+        )
         for group in range(file.num_row_groups):
             table.add(file.read_row_group(group, columns=names, use_threads=False))
+        if budget.rows != metadata.num_rows:
+            raise BatchRejected("bad_format", f"the footer tells of {metadata.num_rows} rows, {budget.rows} are there")
         return table.batch()
 
 
-def decode_arrow(payload: bytes, reading: Reading) -> Batch:
-    """An Arrow IPC file (Feather 2 is one), or an Arrow IPC stream that ends with its mark."""
+def decode_arrow(payload: bytes, reading: Reading, budget: Budget) -> Batch:
+    """An Arrow IPC file (Feather 2 is one), or an Arrow IPC stream that ends with its mark; only the chosen columns."""
     is_file = payload.startswith(_ARROW[: len(payload)])
     _check_arrow_ends(payload, is_file)
     with _refusals("Arrow") as pa:
+        opened = pa.ipc.open_file if is_file else pa.ipc.open_stream
+        schema = opened(pa.BufferReader(payload)).schema
+        table = _Table(schema, reading, budget)
+        places = {name: place for place, name in enumerate(schema.names)}
+        chosen = [places[name] for name in table.chosen.all]
         source = pa.BufferReader(payload)
-        options = pa.ipc.IpcReadOptions(use_threads=False)
-        reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source, options=options)
-        table = _Table(reader.schema, reading)
+        reader = opened(source, options=pa.ipc.IpcReadOptions(use_threads=False, included_fields=chosen))
         for part in _iter_parts(reader, is_file):
             part.validate(full=True)  # nothing else keeps offsets within their buffers
             table.add(part)
@@ -56,8 +66,8 @@ def decode_arrow(payload: bytes, reading: Reading) -> Batch:
 class _Table:
     """The chosen columns of a table, which come part by part."""
 
-    def __init__(self, schema: Any, reading: Reading) -> None:
-        self._limits = reading.limits
+    def __init__(self, schema: Any, reading: Reading, budget: Budget) -> None:
+        self._budget = budget
         types = {field.name: field.type for field in schema}
         lists = {name for name, kind in types.items() if _is_list(kind)}
         self.chosen: Chosen = choose(schema.names, lists, reading)
@@ -65,36 +75,46 @@ class _Table:
         self.dtype = np.result_type(*(_number_type(name, types[name]) for name in self.chosen.x))
         _check_words(self.chosen.y, types, "bad_labels")
         _check_words(self.chosen.task, types, "bad_task")
-        self._rows = 0
+        words = (name for name in (self.chosen.y, self.chosen.task) if name is not None)
+        self.worded = [name for name in words if not _is_integer(types[name])]
         self._x: list[np.ndarray] = []
-        self._y: list[np.ndarray] = []
+        self._y: list[_Words] = []
         self._tasks: set[str] = set()
 
     def add(self, part: Any) -> None:
         """A pyarrow Table or RecordBatch with at least the chosen columns."""
         if part.num_rows == 0:
             return
-        self._rows += part.num_rows
-        check_claim(self._rows, self.dtype.itemsize * len(self.chosen.x), self._limits)
+        self._budget.take(0, rows=part.num_rows)
         x = self._lists(part) if self.holds_lists else self._numbers(part)
         if self._x and x.shape[1] != self._x[0].shape[1]:
             text = f"x: rows of {x.shape[1]} values, those before have {self._x[0].shape[1]}"
             raise BatchRejected("schema_mismatch", text)
         self._x.append(x)
-        check_claim(self._rows, x.shape[1] * self.dtype.itemsize, self._limits)
         if self.chosen.y is not None:
-            self._y.append(_words(part, self.chosen.y, "bad_labels", self._limits))
+            self._y += _words(part.column(self.chosen.y), self.chosen.y, "bad_labels", self._budget)
         if self.chosen.task is not None:
-            self._tasks.add(arrays.one_task(_words(part, self.chosen.task, "bad_task", self._limits)))
+            for words in _words(part.column(self.chosen.task), self.chosen.task, "bad_task", self._budget):
+                self._tasks.add(arrays.one_task(words.found()))
 
     def batch(self) -> Batch:
         if not self._x:
             raise BatchRejected("bad_shape", "x: no rows, expected 1 or more")
-        y = _joined(self._y) if self._y else None
-        task = arrays.same_task(self._tasks)
-        return arrays.checked(_joined(self._x), y, task, self._limits)
+        y = self._labels() if self._y else None
+        return arrays.checked(_joined(self._x), y, arrays.same_task(self._tasks), self._budget)
+
+    def _labels(self) -> np.ndarray:
+        """All of y, which until now was held as what differs."""
+        dtype = np.result_type(*(words.values for words in self._y))
+        self._budget.take(max(dtype.itemsize, arrays.INTEGER_BYTES) * self._budget.rows)
+        y, at = np.empty(self._budget.rows, dtype), 0
+        for words in self._y:
+            y[at : at + len(words)] = words.values if words.places is None else words.values[words.places]
+            at += len(words)
+        return y
 
     def _numbers(self, part: Any) -> np.ndarray:
+        self._budget.take(part.num_rows * len(self.chosen.x) * self.dtype.itemsize)
         x = np.empty((part.num_rows, len(self.chosen.x)), self.dtype)
         for i, name in enumerate(self.chosen.x):
             column = part.column(name)
@@ -104,7 +124,7 @@ class _Table:
 
     def _lists(self, part: Any) -> np.ndarray:
         name = self.chosen.x[0]
-        rows = [_rows(chunk, name) for chunk in _chunks(part.column(name)) if len(chunk)]
+        rows = [_rows(chunk, name, self._budget) for chunk in _chunks(part.column(name)) if len(chunk)]
         if len({row.shape[1] for row in rows}) > 1:
             raise _uneven(name)
         return _joined(rows)
@@ -125,7 +145,7 @@ def _check_arrow_ends(payload: bytes, is_file: bool) -> None:
         raise BatchRejected("truncated", f"{len(payload)} bytes, the end of the Arrow data is missing")
 
 
-def _check_parquet_claim(metadata: Any, table: _Table, limits: Limits) -> None:
+def _check_parquet_claim(metadata: Any, table: _Table, budget: Budget) -> None:
     """What the footer tells of the chosen columns: rows, values with repeated ones, bytes."""
     rows = values = told = 0
     names = set(table.chosen.all)
@@ -139,10 +159,8 @@ def _check_parquet_claim(metadata: Any, table: _Table, limits: Limits) -> None:
                 told += column.total_uncompressed_size
     if rows != metadata.num_rows or min(rows, values, told) < 0:
         raise BatchRejected("bad_format", f"the footer tells of {metadata.num_rows} rows, its row groups of {rows}")
-    check_claim(rows, 0, limits)
-    size = max(told, values * table.dtype.itemsize)
-    if size > limits.bytes:
-        raise BatchRejected("too_large", f"unpacks to {size} bytes, at most {limits.bytes} expected")
+    budget.check_rows(rows)
+    budget.check(max(told, values * table.dtype.itemsize))
 
 
 @contextmanager
@@ -184,6 +202,12 @@ def _number_type(name: str, kind: Any) -> np.dtype:
     return np.dtype(value.to_pandas_dtype())
 
 
+def _is_integer(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_integer(kind))
+
+
 def _check_words(name: str | None, types: dict[str, Any], code: str) -> None:
     from pyarrow import types as kinds
 
@@ -198,13 +222,35 @@ def _check_nulls(column: Any, name: str, code: str) -> None:
         raise BatchRejected(code, f"column {quoted(name)}: {column.null_count} of {len(column)} values are null")
 
 
-def _words(part: Any, name: str, code: str, limits: Limits) -> np.ndarray:
-    """Integers, or strings as '<U..' of bounded length."""
-    from pyarrow import types
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """Labels or tasks: integers (n,); or strings, once each as '<U..', and in `places` (n,) which of them each row has:
+    very many rows can share a long one."""
 
-    column = part.column(name)
+    values: np.ndarray
+    places: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.values if self.places is None else self.places)
+
+    def found(self) -> np.ndarray:
+        """Those that rows have, once each."""
+        return np.unique(self.values) if self.places is None else self.values[np.unique(self.places)]
+
+
+def _words(column: Any, name: str, code: str, budget: Budget) -> Iterator[_Words]:
+    """Those of each chunk of a column."""
     _check_nulls(column, name, code)
-    return _numpy(column) if types.is_integer(column.type) else arrays.strings(column.to_pylist(), code, limits)
+    for chunk in filter(len, _chunks(column)):
+        if _is_integer(chunk.type):
+            yield _Words(_numpy(chunk))
+            continue
+        coded = chunk if hasattr(chunk, "dictionary") else chunk.dictionary_encode()
+        _check_nulls(coded.dictionary, name, code)
+        texts = coded.dictionary.to_pylist()
+        size = arrays.width(texts, code)
+        budget.check(budget.taken + size * len(texts))
+        yield _Words(np.array(texts, f"<U{size // 4}"), _numpy(coded.indices))
 
 
 def _numpy(column: Any) -> np.ndarray:
@@ -221,7 +267,7 @@ def _chunks(column: Any) -> Sequence[Any]:
     return column.chunks if hasattr(column, "chunks") else [column]
 
 
-def _rows(column: Any, name: str) -> np.ndarray:
+def _rows(column: Any, name: str, budget: Budget) -> np.ndarray:
     """Lists of one length each, as (n, length)."""
     from pyarrow import compute
 
@@ -230,6 +276,7 @@ def _rows(column: Any, name: str) -> np.ndarray:
     if lengths["min"] != lengths["max"]:
         raise _uneven(name)
     values = column.flatten()
+    budget.take(len(values) * np.dtype(values.type.to_pandas_dtype()).itemsize)
     _check_nulls(values, name, "non_finite")
     return _numpy(values).reshape(len(column), lengths["min"])
 

@@ -15,6 +15,7 @@ _BLOCK = 512
 _END = bytes(_BLOCK)
 _LONGEST_EXTENSION = 64 << 10  # bytes of an extended header
 _LONGEST_NAME = 1024
+_LONGEST_DIGITS = 5  # of a record's length in one
 _FILES, _FOLDER = (b"0", b"\0"), b"5"
 _SPECIAL = {b"1": "link", b"2": "symlink", b"3": "device", b"4": "device", b"6": "FIFO", b"S": "sparse file"}
 _PAX, _PAX_FOR_ALL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
@@ -68,7 +69,7 @@ def iter_files(payload: bytes) -> Iterator[tuple[str, memoryview]]:
             raise BatchRejected("bad_format", f"{printable(name)[:200]}: a tar member of unknown type {kind!r}")
         _check_name(name, names)
         yield name, reader.take(size)
-    if any(payload[reader.at :]):
+    if payload.count(0, reader.at) < len(payload) - reader.at:
         raise BatchRejected("trailing_bytes", f"{len(payload) - reader.at} bytes after the end of the tar")
 
 
@@ -121,11 +122,13 @@ def _extend(reader: _Reader, kind: bytes, size: int) -> None:
 
 def _read_pax(data: bytes, extension: _Extension) -> None:
     """Records "LENGTH KEY=VALUE\\n", where LENGTH counts all of the record."""
-    while data:
-        digits, space, _ = data.partition(b" ")
-        length = int(digits) if len(digits) < 6 and digits.isdigit() else 0
-        key, equals, value = data[len(digits) + 1 : max(length - 1, 0)].partition(b"=")
-        if not space or not equals or data[length - 1 : length] != b"\n":
+    at = 0
+    while at < len(data):
+        space = data.find(b" ", at, at + _LONGEST_DIGITS + 1)
+        digits = data[at : max(space, at)]
+        end = at + (int(digits) if digits.isdigit() else 0)
+        key, equals, value = data[space + 1 : max(end - 1, space + 1)].partition(b"=")
+        if space < 0 or end <= space or not equals or data[end - 1 : end] != b"\n":
             raise BatchRejected("bad_format", "no tar: a malformed extended header")
         if key == b"path":
             extension.name = _text(value)
@@ -135,7 +138,7 @@ def _read_pax(data: bytes, extension: _Extension) -> None:
             raise BatchRejected("not_regular", "sparse file, expected regular files")
         if extension.size == -1:
             raise BatchRejected("bad_format", "no tar: a malformed size in an extended header")
-        data = data[length:]
+        at = end
 
 
 def _check_name(name: str, names: set[str]) -> None:

@@ -203,7 +203,7 @@ def _member(path: str, seen: os.stat_result) -> Member:
 
 
 def _markers(found: list[tuple[Member | None, tuple[Member, ...]]], depth: int = 1) -> tuple[Marker, ...]:
-    return tuple(Marker(file, tuple(own.path for own in members), depth) for file, members in found if file)
+    return tuple(Marker(file, frozenset(own.path for own in members), depth) for file, members in found if file)
 
 
 def _key(root: str, path: str) -> str:

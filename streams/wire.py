@@ -14,7 +14,7 @@ import numpy as np
 
 from streams import arrays
 from streams.batch import Batch, BatchRejected, Summary
-from streams.reading import Limits
+from streams.budget import Budget
 
 HEADER = struct.Struct(
     "<8sIQ"
@@ -119,15 +119,15 @@ def describe(batch: Batch) -> tuple[dict[str, Any], list[np.ndarray]]:
     return {"x": x, "y": y[0] if y else None, "task": batch.task}, [np.ascontiguousarray(array) for array in parts]
 
 
-def check_reply(reply: Any, size: int, limits: Limits) -> Summary | BatchClaim | BatchRejected:
+def check_reply(reply: Any, size: int, budget: Budget) -> Summary | BatchClaim | BatchRejected:
     """The reply, if it is one and the bytes after it are those of its arrays; raises Malformed."""
     keys = reply.keys() if isinstance(reply, dict) else set()
     if keys == {"code", "text"}:
         answer: Summary | BatchClaim | BatchRejected = _rejection(reply["code"], reply["text"])
     elif keys == {"samples", "labelled", "task"}:
-        answer = _summary(reply["samples"], reply["labelled"], reply["task"], limits)
+        answer = _summary(reply["samples"], reply["labelled"], reply["task"], budget)
     elif keys == {"x", "y", "task"}:
-        answer = _batch_claim(reply["x"], reply["y"], reply["task"], limits)
+        answer = _batch_claim(reply["x"], reply["y"], reply["task"], budget)
     else:
         raise Malformed("no known reply")
     expected = answer.x.size + (answer.y.size if answer.y else 0) if isinstance(answer, BatchClaim) else 0
@@ -136,12 +136,12 @@ def check_reply(reply: Any, size: int, limits: Limits) -> Summary | BatchClaim |
     return answer
 
 
-def receive_batch(connection: Readable, claim: BatchClaim, limits: Limits) -> Batch:
+def receive_batch(connection: Readable, claim: BatchClaim, budget: Budget) -> Batch:
     """The batch whose claim was checked; raises Malformed where its values are none of a batch."""
     x = _receive_array(connection, claim.x)
     y = None if claim.y is None else _receive_array(connection, claim.y)
     try:
-        return arrays.checked(x, y, claim.task, limits)
+        return arrays.checked(x, y, claim.task, budget)
     except BatchRejected as rejection:
         raise Malformed(str(rejection)) from rejection
 
@@ -169,17 +169,18 @@ def _rejection(code: Any, text: Any) -> BatchRejected:
     return BatchRejected(code, text)
 
 
-def _summary(samples: Any, labelled: Any, task: Any, limits: Limits) -> Summary:
-    if type(samples) is not int or not 1 <= samples <= limits.samples or type(labelled) is not bool:
+def _summary(samples: Any, labelled: Any, task: Any, budget: Budget) -> Summary:
+    if type(samples) is not int or not 1 <= samples <= budget.limits.samples or type(labelled) is not bool:
         raise Malformed("no summary")
     return Summary(samples, labelled, _task(task))
 
 
-def _batch_claim(x: Any, y: Any, task: Any, limits: Limits) -> BatchClaim:
-    x_claim = _array_claim(x, _X_TYPE, limits)
-    y_claim = None if y is None else _array_claim(y, _Y_TYPE, limits)
+def _batch_claim(x: Any, y: Any, task: Any, budget: Budget) -> BatchClaim:
+    x_claim = _array_claim(x, _X_TYPE)
+    y_claim = None if y is None else _array_claim(y, _Y_TYPE)
     try:
-        arrays.check_x_claim(x_claim.dtype, x_claim.shape, limits)
+        budget.check(x_claim.size + (0 if y_claim is None else y_claim.size))
+        arrays.check_x_claim(x_claim.dtype, x_claim.shape, budget)
         if y_claim is not None:
             arrays.check_y_claim(y_claim.dtype, y_claim.shape, x_claim.shape[0])
     except BatchRejected as rejection:
@@ -187,7 +188,7 @@ def _batch_claim(x: Any, y: Any, task: Any, limits: Limits) -> BatchClaim:
     return BatchClaim(x_claim, y_claim, _task(task))
 
 
-def _array_claim(fields: Any, kind: re.Pattern[str], limits: Limits) -> Claim:
+def _array_claim(fields: Any, kind: re.Pattern[str]) -> Claim:
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape"}:
         raise Malformed("no array")
     dtype, shape = fields["dtype"], fields["shape"]
@@ -195,10 +196,7 @@ def _array_claim(fields: Any, kind: re.Pattern[str], limits: Limits) -> Claim:
         raise Malformed("no type of a batch")
     if not isinstance(shape, list) or len(shape) > 4 or not all(type(n) is int and 0 < n < 1 << 48 for n in shape):
         raise Malformed("no shape of a batch")
-    claim = Claim(np.dtype(dtype), tuple(shape))
-    if claim.size > limits.bytes:
-        raise Malformed(f"{claim.size} bytes claimed")
-    return claim
+    return Claim(np.dtype(dtype), tuple(shape))
 
 
 def _task(task: Any) -> str | None:

@@ -200,7 +200,8 @@ class Daemon:
         database = Database.open(settings.store)
         stack.callback(database.close)
         spool = Spool(settings.state / "spool")
-        decoders = [process_decoder(settings) for _ in range(2)]  # intake does not wait for learning
+        # Neither of the two waits for the other.
+        decoders = process_decoder(settings), process_decoder(settings, settings.intake.decode_processes)
         for decoder in decoders:
             stack.callback(decoder.close)
             threading.Thread(target=decoder.start, daemon=True).start()  # while all else is loaded

@@ -20,8 +20,8 @@ def inline_decoder(settings: Settings) -> InlineDecoder:
     return InlineDecoder(reading_of(settings))
 
 
-def process_decoder(settings: Settings) -> ProcessDecoder:
-    """A worker process with limits, started when it is first asked."""
+def process_decoder(settings: Settings, processes: int = 1) -> ProcessDecoder:
+    """Up to `processes` workers with limits, started when they are asked."""
     intake = settings.intake
-    limits = ProcessLimits(memory_bytes=intake.decode_memory_bytes, seconds=intake.decode_seconds)
+    limits = ProcessLimits(memory_bytes=intake.decode_memory_bytes, seconds=intake.decode_seconds, processes=processes)
     return ProcessDecoder(reading_of(settings), limits)

@@ -310,7 +310,9 @@ class IntakeSettings(Section):
     min_free_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
     """Nothing comes in while the disk of the state has less room than this, so that what came in can be learned."""
     decode_memory_bytes: PositiveInt = 2048 * MIB
-    """Address space of the process that decodes batches."""
+    """Address space of a process that decodes batches; all that decode for sources may together take twice as much."""
+    decode_processes: PositiveInt = 4
+    """Processes that decode at the same time, each for another source; one more decodes what is learned."""
     decode_seconds: PositiveFloat = 30.0
     """The time in which a batch must be decoded."""
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 SOCKET_SOURCE = "socket"
 MAX_REASON = 500
 """Characters that are kept of why something cannot be stored."""
+RETRIED = "retried"
+"""Who asks for the decoding of what an operator sends in again."""
 
 log = structlog.get_logger("supsupd.intake")
 
@@ -115,14 +117,14 @@ class Staging:
         if isinstance(item, Refusal):
             return Taken(item, _rejected(item, item.code, item.reason))
         try:
-            return Taken(item, self._entry(item))
+            return Taken(item, self._entry(item, who=item.origin))
         except BatchRejected as rejection:
             rejected = _rejected(item, rejection.code, str(rejection))
             return Taken(item, rejected, is_cut=rejection.code == "truncated" and item.may_grow)
 
-    def _entry(self, item: Arrival) -> ledger.Entry:
-        """Raises BatchRejected."""
-        summary = self._decoder.inspect(item.payload, item.form)
+    def _entry(self, item: Arrival, who: str) -> ledger.Entry:
+        """Raises BatchRejected. `who` waits while it is decoded, and nobody else."""
+        summary = self._decoder.inspect(item.payload, item.form, who)
         task = told_task(summary.task, summary.labelled, item.name, self._tasks)
         return ledger.Entry(
             source=item.source,
@@ -247,12 +249,12 @@ class Staging:
             if row.sha256 is None:
                 raise LedgerConflict(f"batch {batch_id} was refused unread: there are no bytes of it to retry")
             form, payload = "npz" if row.form is None else row.form, self._spool.load(row.sha256)
-            entry = self._entry(
-                Arrival(row.source, row.name, form, row.sha256, payload, "", "", f"retry {batch_id}", sender=row.sender)
-            )
-            with self._judged(), self.database.write() as session:
-                new = ledger.retry(session, batch_id, entry)
-                hit("retry.commit")
+        item = Arrival(row.source, row.name, form, row.sha256, payload, "", "", f"retry {batch_id}", sender=row.sender)
+        entry = self._entry(item, RETRIED)
+        # Its bytes stay as long as it is rejected, and if it no longer is, that is said now.
+        with self._spool.guard, self._judged(), self.database.write() as session:
+            new = ledger.retry(session, batch_id, entry)
+            hit("retry.commit")
         log.info("batch_retried", batch=new, retry_of=batch_id)
         return new
 

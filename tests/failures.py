@@ -168,7 +168,7 @@ def decoders(daemon):
 
 def decoder_of_learning(daemon):
     """That of a settled daemon's learning thread: it sleeps on while intake looks into something."""
-    before = {pid: _switches(pid) for pid in decoders(daemon)}
+    before = {pid: switches for pid in decoders(daemon) if (switches := _switches(pid)) is not None}
     with suppress(DaemonError):
         daemon.client.submit("nothing.npz", b"no batch")
 
@@ -223,5 +223,5 @@ def _read(pid, name):
 
 def _switches(pid):
     """How often the process went to sleep."""
-    line = next(line for line in _read(pid, "status").splitlines() if line.startswith(b"voluntary_ctxt_switches"))
-    return int(line.split()[1])
+    lines = _read(pid, "status").splitlines()  # none of one that has ended, as idle ones do
+    return next((int(line.split()[1]) for line in lines if line.startswith(b"voluntary_ctxt_switches")), None)

@@ -8,18 +8,20 @@ import signal
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from daemon_process import until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_shards import TWO, shard
 from test_tables import arrow_file, arrow_stream, feather, parquet
 
 from streams.batch import Batch, BatchRejected
+from streams.budget import Budget
 from streams.decoder import DecoderUnavailable, InlineDecoder, ProcessDecoder, ProcessLimits
 from streams.formats import Columns, Limits, Reading, encode, pack_images
 from streams.wire import Malformed, check_reply
@@ -74,6 +76,12 @@ def worker():
     decoder = ProcessDecoder(READING)
     yield decoder
     decoder.close()
+
+
+def pid_of(decoder):
+    """Of the only worker."""
+    (pid,) = decoder.pids
+    return pid
 
 
 def answer(decoder, form, payload):
@@ -149,7 +157,7 @@ def test_a_worker_has_one_socket_and_none_of_our_files_and_secrets(tmp_path, mon
     with (tmp_path / "database").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         decoder.inspect(*GOOD["npz"][::-1])
-        process = Path(f"/proc/{decoder.pid}")
+        process = Path(f"/proc/{pid_of(decoder)}")
         try:
             open_files = sorted(str(path.readlink()) for path in (process / "fd").iterdir())
             variables = (process / "environ").read_bytes()
@@ -164,7 +172,7 @@ def test_a_worker_has_one_socket_and_none_of_our_files_and_secrets(tmp_path, mon
 
 def test_a_worker_is_limited(worker):
     worker.inspect(*GOOD["npz"][::-1])
-    lines = Path(f"/proc/{worker.pid}/limits").read_text().splitlines()
+    lines = Path(f"/proc/{pid_of(worker)}/limits").read_text().splitlines()
     hard = {line[:26].strip(): line[26:].split()[1] for line in lines[1:]}
     assert hard["Max file size"] == hard["Max core file size"] == "0"
     assert hard["Max open files"] == "16"
@@ -180,7 +188,7 @@ def test_a_worker_has_no_network_where_the_system_can_take_it_away(worker):
 
 def worker_network(worker):
     try:
-        return Path(f"/proc/{worker.pid}/ns/net").readlink()
+        return Path(f"/proc/{pid_of(worker)}/ns/net").readlink()
     except PermissionError:
         pytest.skip("the system hides what a process without core dumps has, except from root")
 
@@ -189,7 +197,7 @@ def test_a_worker_ends_with_its_parent():
     code = (
         "import sys; from streams.decoder import *; from streams.formats import Reading\n"
         "decoder = ProcessDecoder(Reading()); decoder.inspect(b'a\\n1\\n', 'csv')\n"
-        "print(decoder.pid, flush=True); sys.stdin.read()"
+        "print(*decoder.pids, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with parent:
@@ -205,7 +213,7 @@ def test_a_worker_ends_with_its_parent():
 
 def test_a_worker_that_died_idle_is_replaced(worker):
     worker.inspect(*GOOD["npz"][::-1])
-    os.kill(worker.pid, signal.SIGKILL)
+    os.kill(pid_of(worker), signal.SIGKILL)
     assert worker.inspect(*GOOD["npz"][::-1]).samples == 4
 
 
@@ -213,10 +221,10 @@ def test_a_worker_that_hangs_is_replaced():
     decoder = ProcessDecoder(READING, ProcessLimits(seconds=1))
     try:
         decoder.inspect(*GOOD["npz"][::-1])
-        hanging = decoder.pid
+        hanging = pid_of(decoder)
         os.kill(hanging, signal.SIGSTOP)
         assert decoder.inspect(*GOOD["npz"][::-1]).samples == 4
-        assert decoder.pid != hanging
+        assert pid_of(decoder) != hanging
     finally:
         decoder.close()
 
@@ -228,7 +236,7 @@ def test_bytes_that_kill_three_workers_are_refused_with_the_signal():
     def kill_each():
         killed = set()
         while not over.wait(0.001):
-            if (pid := decoder.pid) not in (None, *killed):
+            for pid in decoder.pids - killed:
                 os.kill(pid, signal.SIGSEGV)
                 killed.add(pid)
 
@@ -268,7 +276,7 @@ def test_a_worker_is_replaced_after_its_requests():
     pids = []
     for _ in range(4):
         decoder.inspect(*GOOD["npz"][::-1])
-        pids.append(decoder.pid)
+        pids.append(pid_of(decoder))
     decoder.close()
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
@@ -286,6 +294,62 @@ def test_a_closed_decoder_starts_no_worker():
     decoder.close()
     with pytest.raises(DecoderUnavailable, match="closed"):
         decoder.inspect(*GOOD["npz"][::-1])
+
+
+# --- several askers ---------------------------------------------------------------------------------------
+
+SLOW = b"a,y\n" + b"1.25,3\n" * 300_000
+
+
+def several(**limits):
+    return ProcessDecoder(READING, ProcessLimits(processes=3, **limits))
+
+
+def test_who_has_a_slow_batch_keeps_nobody_else_waiting():
+    decoder = several()
+    decoder.start()
+    stopped = pid_of(decoder)
+    os.kill(stopped, signal.SIGSTOP)  # whoever gets this one decodes for ever
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            asked = {pool.submit(decoder.inspect, SLOW, "csv", who): who for who in "ab"}
+            done, held = wait(asked, timeout=60, return_when=FIRST_COMPLETED)
+            assert (len(done), len(held)) == (1, 1)
+            for who in ("c", *(asked[one] for one in done)):
+                assert decoder.inspect(*GOOD["npz"][::-1], who).samples == 4
+            assert not any(one.done() for one in held)
+            os.kill(stopped, signal.SIGCONT)
+            assert all(one.result().samples == 300_000 for one in asked)
+        assert stopped in decoder.pids
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+        decoder.close()
+
+
+def test_idle_workers_end_but_for_one():
+    decoder = several(idle_seconds=0.2)
+    most = set()
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(decoder.inspect, SLOW, "csv", who) for who in "abc"]
+        while not all(one.done() for one in asked):
+            most = max(most, decoder.pids, key=len)
+    assert 1 < len(most) <= 3
+    until(lambda: len(decoder.pids) == 1)
+    assert decoder.pids <= most
+    decoder.close()
+    assert decoder.pids == set()
+
+
+def test_workers_that_died_idle_are_no_attempts():
+    decoder = several()
+    with ThreadPoolExecutor(3) as pool:
+        assert [batch.samples for batch in pool.map(lambda who: decoder.inspect(SLOW, "csv", who), "abc")] == [
+            300_000
+        ] * 3
+    for pid in decoder.pids:
+        os.kill(pid, signal.SIGKILL)
+    assert decoder.inspect(*GOOD["npz"][::-1]).samples == 4
+    decoder.close()
 
 
 # --- a worker that lies -----------------------------------------------------------------------------------
@@ -326,7 +390,7 @@ LIES = {
 @pytest.mark.parametrize(("reply", "size"), LIES.values(), ids=LIES.keys())
 def test_a_lie_is_not_believed(reply, size):
     with pytest.raises(Malformed):
-        check_reply(reply, size, READING.limits)
+        check_reply(reply, size, Budget(size, READING.limits))
 
 
 json_values = st.recursive(
@@ -343,4 +407,4 @@ json_values = st.recursive(
 @given(json_values, st.integers(0, 100))
 def test_any_reply_is_an_answer_or_malformed(reply, size):
     with contextlib.suppress(Malformed):
-        check_reply(reply, size, READING.limits)
+        check_reply(reply, size, Budget(size, READING.limits))

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from failures import (
     said,
     strike,
 )
+from feeding import payload_of
 from forked_daemon import ForkedDaemon, Nursery
 from jumping_clock import JumpingClock
 
@@ -403,6 +404,25 @@ def test_a_batch_that_kills_the_decoders_of_learning_is_rejected_there(nursery, 
         assert (row["name"], row["code"]) == ("segv.csv", "worker_died")
         assert (daemon.state / "spool" / row["sha256"]).exists()
         assert row["batch"] in {line["batch"] for line in daemon.events("batch_staged")}  # intake could read it
+        assert daemon.row("03-A")["state"] == "committed"
+
+
+def test_a_source_whose_batch_is_slow_to_decode_keeps_neither_others_nor_learning_waiting(nursery, tmp_path):
+    with ForkedDaemon(nursery, tmp_path) as daemon:
+        put(daemon, "AAA")
+        daemon.start().wait()
+        (stopped,) = decoders(daemon) - {decoder_of_learning(daemon)}
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            put(daemon, "A", 3)
+            until(lambda: any("memfd:batch" in path for path in open_files(daemon.process.pid)))
+            daemon.client.submit("sent.npz", payload_of("A", 99))
+            until(lambda: daemon.row("sent")["state"] not in ("staged", "training"))
+            assert daemon.row("03-A") is None
+        finally:
+            with suppress(ProcessLookupError):  # its time was over
+                os.kill(stopped, signal.SIGCONT)
+        daemon.wait()
         assert daemon.row("03-A")["state"] == "committed"
 
 

@@ -1,8 +1,11 @@
 """Staging over a real store: bytes first, one effect for each content and each delivery, nothing rejected is lost."""
 
 import hashlib
+import os
 import random
-from contextlib import ExitStack, contextmanager
+import signal
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from storage.db import CommitUnknown, Database, DiskFull, StoreUnavailable, upgr
 from storage.ledger import LedgerConflict
 from storage.spool import Spool, SpoolCorrupt
 from streams.batch import Arrival, Batch, BatchRejected, Refusal
-from streams.decoder import InlineDecoder
+from streams.decoder import InlineDecoder, ProcessDecoder, ProcessLimits
 from streams.formats import FORMATS, encode
 from streams.reading import Reading
 from supsupd.sections import IntakeSettings
@@ -45,11 +48,11 @@ class FailingDatabase(Database):
 class Desk:
     """A staging over a new store, and what one may ask of it."""
 
-    def __init__(self, root, target, rule="ignored", **settings):
+    def __init__(self, root, target, rule="ignored", decoder=None, **settings):
         upgrade(target)
         self.target, self.database = target, FailingDatabase.open(target)
         self.spool = Spool(root / "spool")
-        decoder = InlineDecoder(Reading(with_task=rule != "ignored"))
+        decoder = decoder or InlineDecoder(Reading(with_task=rule != "ignored"))
         settings = {"min_free_bytes": 0, **settings}
         self.staging = Staging(self.database, self.spool, IntakeSettings(**settings), decoder, rule)
 
@@ -229,6 +232,22 @@ def test_a_rejected_batch_can_be_sent_in_again(desk):
     assert (desk.row(new).samples, desk.row(new).labelled) == (8, True)
     with pytest.raises(LedgerConflict, match=f"batch {old} is retried"):
         desk.staging.retry(old)
+
+
+def test_what_is_slow_to_look_into_again_keeps_nobody_from_handing_in(desk_of):
+    with closing(ProcessDecoder(Reading(), ProcessLimits(processes=2))) as decoder:
+        desk = desk_of(decoder=decoder)
+        old = reject_in_learning(desk)
+        (stopped,) = decoder.pids
+        os.kill(stopped, signal.SIGSTOP)  # whoever gets this one decodes for ever
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(desk.staging.retry, old), pool.submit(desk.staging.submit, "new", "npz", GOOD[1])]
+            _, held = wait(asked, timeout=20, return_when=FIRST_COMPLETED)
+            os.kill(stopped, signal.SIGCONT)
+            assert len(held) == 1
+            for one in asked:
+                one.result()
+        assert [state for _, state, _ in desk.rows()] == ["retried", "staged", "staged"]
 
 
 def test_what_is_still_no_batch_is_refused_again_and_stays_as_it_was(desk):

@@ -38,7 +38,8 @@ class ClassList:
         kind = "str" if y.dtype.kind == "U" else "int"
         if self.labels and kind != self.kind:
             raise LabelMismatch(f"labels of kind {kind} came, the classes so far are of kind {self.kind}")
-        new = [label for label in found if label not in set(self.labels)]
+        known = set(self.labels)
+        new = [label for label in found if label not in known]
         self._check_range(new)
         if len(self) + len(new) > self.outputs:
             raise LabelMismatch(
