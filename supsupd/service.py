@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -82,6 +82,9 @@ class Service:
 
     def predict(self, questions: Sequence[Question]) -> list[Prediction | EngineError]:
         return self._predicting.predict(questions)
+
+    def predict_in_steps(self, question: Question) -> Iterator[Prediction | EngineError | None]:
+        return self._predicting.predict_in_steps(question)
 
     def is_light(self, questions: Sequence[Question]) -> bool:
         return self._predicting.is_light(questions)

@@ -267,7 +267,7 @@ def test_requests_that_are_answered_together_are_one_execution(engine):
     async def ask_all():
         models = Models(Front(engine, ServingSettings()))
         for together in (4, 1):
-            await asyncio.gather(*(models.infer("supsup", "", request(ROWS)) for _ in range(together)))
+            await asyncio.gather(*(models.infer("supsup", "", request(ROWS), models.front.memory.holding()) for _ in range(together)))
         return (await models.statistics("supsup"))["model_stats"][0]
 
     supsup = asyncio.run(ask_all())

@@ -13,6 +13,7 @@ import structlog
 from supsupd.sections import ServerTlsSettings, ServingSettings
 from supsupd.serving.access import Access
 from supsupd.serving.front import Front
+from supsupd.serving.grpc.arriving import message_bytes
 from supsupd.serving.grpc.calls import Calls
 from supsupd.serving.grpc.health import Health
 from supsupd.serving.grpc.listening import listen_tcp, listen_unix
@@ -90,7 +91,7 @@ class GrpcService:
 def _options(limits: ServingSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # else a second server on the same port would take a share of the calls
-        ("grpc.max_receive_message_length", limits.max_body_bytes),  # unpacked, too
+        ("grpc.max_receive_message_length", message_bytes(limits)),  # unpacked, too
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),  # of each address
         ("grpc.server_handshake_timeout_ms", int(limits.header_seconds * 1000)),

@@ -12,7 +12,7 @@ from supsupd.choices import BATCH_STATES
 from supsupd.serving.access import GuardedRoute, caller_of
 from supsupd.serving.engine import BadInput, TaskUnknown
 from supsupd.serving.front import Front
-from supsupd.serving.http.bodies import JsonAnswer, read_body
+from supsupd.serving.http.bodies import JsonAnswer, coding_of, read_body, read_words
 from supsupd.serving.oip import protocol
 
 MAX_NAME = 255
@@ -119,7 +119,7 @@ class Native:
 
     async def _value(self, request: Request, key: str, *kinds: type) -> Any:
         """The one value of a body {key: value}."""
-        body = protocol.parse_object(await read_body(request, self.front.limits))
+        body = protocol.parse_object(await read_words(request, self.front))
         value = body.get(key)
         if set(body) != {key} or type(value) not in kinds or (type(value) is int and not 0 <= value < 2**63):
             shown = "N" if int in kinds else '"..."'
@@ -141,7 +141,8 @@ class Native:
         if len(keys) > 1 or not all(1 <= len(key) <= MAX_NAME and key.isprintable() for key in keys):
             raise BadInput(f"bad_request: expected one Idempotency-Key of 1 to {MAX_NAME} printable characters")
         media_type = request.headers.get("content-type")
-        payload = await read_body(request, self.front.limits)
+        coding_of(request)
+        payload = await read_body(request, self.front, "posted")
         staged = await self.front.patiently(self.engine.submit, name, payload, media_type, keys[0] if keys else None)
         return JsonAnswer(staged, status_code=202)
 
