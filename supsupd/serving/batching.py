@@ -55,8 +55,10 @@ class Batcher:
     """A bounded queue before `Engine.predict`. All methods belong to one event loop.
 
     What comes within one turn of the loop is answered in one pass; what comes while as many passes run as may, in the
-    next one. A large question is answered in steps, in turn with others: small ones wait for a step at most, and where
-    several passes may run, not even for that. A pass that waits for nothing is run at once, in the loop's own thread: handing it over would take longer.
+    next one. A pass that waits for nothing is run at once, in the loop's own thread: handing it over would take longer.
+
+    A large question is answered in steps, in turn with other large ones. Small ones wait for a step of it at most, and
+    where several passes may run, not even for that.
 
     Args:
         engine: answers.
@@ -156,7 +158,7 @@ class Batcher:
             step = loop.run_in_executor(self._threads, self._step, waiting)
             step.add_done_callback(lambda done, waiting=waiting: self._stepped(loop, waiting, done))  # type: ignore[misc]
 
-    def _step(self, waiting: _Waiting) -> Prediction | EngineError | None | Exception:
+    def _step(self, waiting: _Waiting) -> Prediction | EngineError | Exception | None:
         try:
             if waiting.steps is None:
                 waiting.steps = self._engine.predict_in_steps(waiting.question)
@@ -169,7 +171,7 @@ class Batcher:
         self,
         loop: asyncio.AbstractEventLoop,
         waiting: _Waiting,
-        done: asyncio.Future[Prediction | EngineError | None | Exception],
+        done: asyncio.Future[Prediction | EngineError | Exception | None],
     ) -> None:
         self._running -= 1
         self._stepping -= 1

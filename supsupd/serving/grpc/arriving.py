@@ -27,8 +27,8 @@ def message_bytes(limits: ServingSettings) -> int:
 
 
 class Arriving:
-    """Messages of calls that have one each. What is small is here at once and takes no notice of the others; what is not
-    here soon, or is large, needs room, and only a few may wait for it.
+    """Messages of calls that have one each. What is small is here at once and takes no notice of the others; what is
+    not here soon, or is large, needs room, and only a few may wait for it.
 
     Args:
         front: gives the limits.

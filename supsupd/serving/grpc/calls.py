@@ -80,13 +80,14 @@ class Calls:
         front: gives the limits.
         methods: answer.
         access: decides who is let in over TCP; a Unix socket lets in whom its mode does.
+        arriving: reads messages.
     """
 
-    def __init__(self, front: Front, methods: Methods, access: Access) -> None:
+    def __init__(self, front: Front, methods: Methods, access: Access, arriving: Arriving) -> None:
         self._front = front
         self._methods = methods
         self._access = access
-        self._arriving = Arriving(front)
+        self._arriving = arriving
         self._streams = 0
         self._ending = asyncio.get_running_loop().create_future()
 

@@ -128,7 +128,6 @@ def _decode_typed(told: Any) -> Tensor:
     if len(values) != math.prod(shape):
         raise miscounted(name, shape, len(values))
     array = np.empty(len(values), dtype)
-    array = np.empty(len(values), DATATYPES[datatype])
     for at in range(0, len(values), PIECE_VALUES):
         piece = values[at : at + PIECE_VALUES]
         array[at : at + len(piece)] = as_array(name, datatype, dtype, piece, set(map(type, piece)))

@@ -171,6 +171,4 @@ class _Reading:
         return ProtocolError(f"bad_json: a value is missing in the data of {self.name}, from byte {at} of the body")
 
     def _not_nested(self, axis: int) -> ProtocolError:
-        return ProtocolError(
-            f"shape_mismatch: the data of {self.name} is not nested as its shape says on axis {axis}"
-        )
+        return ProtocolError(f"shape_mismatch: the data of {self.name} is not nested as its shape says on axis {axis}")
