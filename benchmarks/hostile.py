@@ -86,7 +86,12 @@ def digits_of_json(size: int) -> bytes:
 def raw_bytes(size: int) -> tuple[bytes, int]:
     """A query of raw bytes, which become floats of eight times their size, and where they begin."""
     rows = size // INPUTS
-    tensor = {"name": "x", "datatype": "UINT8", "shape": [rows, INPUTS], "parameters": {"binary_data_size": rows * INPUTS}}
+    tensor = {
+        "name": "x",
+        "datatype": "UINT8",
+        "shape": [rows, INPUTS],
+        "parameters": {"binary_data_size": rows * INPUTS},
+    }
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return head + bytes(rows * INPUTS), len(head)
 
@@ -288,7 +293,9 @@ def main() -> None:
     options = parser.parse_args()
     started = time.monotonic()
     result = run(options.rounds)
-    result = report(result, "hostile", f"python benchmarks/hostile.py --rounds {options.rounds}", 0, time.monotonic() - started)
+    result = report(
+        result, "hostile", f"python benchmarks/hostile.py --rounds {options.rounds}", 0, time.monotonic() - started
+    )
     if options.json:
         print(json.dumps(result))
         return

@@ -285,7 +285,9 @@ def test_a_request_is_refused_when_its_own_time_is_over_before_its_turn(engine):
         models = Models(Front(engine, ServingSettings(parallel=1)))
         first = asyncio.create_task(models.infer("supsup", "", request(ROWS), models.front.memory.holding()))
         await asyncio.to_thread(engine.entered.wait, 10)
-        second = asyncio.create_task(models.infer("supsup", "", request(ROWS, timeout=1), models.front.memory.holding()))
+        second = asyncio.create_task(
+            models.infer("supsup", "", request(ROWS, timeout=1), models.front.memory.holding())
+        )
         await asyncio.sleep(0)
         engine.gate.set()
         with pytest.raises(DeadlineExceeded):

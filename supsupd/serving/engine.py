@@ -232,13 +232,13 @@ class Engine(Protocol):
     def why(self, batch_id: int) -> dict[str, Any]:
         """{"batch", "decisions", "versions", "words"}: what was decided about a batch and why. EngineError 404."""
 
-    def batches(self, state: str | None, limit: int | None) -> list[dict[str, Any]]:
-        """The ledger's rows, of one of `choices.BATCH_STATES` only if asked."""
+    def batches(self, state: str | None, limit: int | None, after: int | None = None) -> list[dict[str, Any]]:
+        """The ledger's rows by id, those above `after`; of one of `choices.BATCH_STATES` only if asked."""
 
     def batch(self, reference: int | str) -> dict[str, Any]:
         """One row of the ledger: by its id, or the first one of this SHA-256. EngineError 404."""
 
-    def rejected(self, limit: int | None) -> list[dict[str, Any]]:
+    def rejected(self, limit: int | None, after: int | None = None) -> list[dict[str, Any]]:
         """The rejected batches that nobody has dealt with, oldest first."""
 
     def retry(self, batch_id: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
@@ -36,6 +36,13 @@ class JsonAnswer(JSONResponse):
 def error_answer(status: int, text: str, headers: Any = None) -> Response:
     """The one form of every error."""
     return JsonAnswer({"error": text}, status_code=status, headers=headers)
+
+
+async def list_answer(request: Request, front: Front, look: Callable[..., list[Any]], *given: object) -> Response:
+    """The answer with a list, which may be long: it is held until the client has taken it."""
+    answer = await front.heavily(lambda: JsonAnswer(look(*given)))
+    await holding_of(request, front).take("answered", len(answer.body), "the list")
+    return answer
 
 
 def holding_of(request: Request, front: Front) -> Holding:
