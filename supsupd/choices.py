@@ -24,6 +24,8 @@ BatchState = Literal[
     "dropped",
 ]
 
+PAGE_ROWS = 1000
+"""The most rows of a list that are told at once."""
 METHODS: tuple[Method, ...] = get_args(Method)
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from storage import tasks
@@ -10,7 +10,7 @@ from storage.db import Database
 from storage.masks import MaskCorrupt
 from supsupd.choices import Scenario
 from supsupd.learning.inference import MethodUnavailable, ObjectiveUnavailable
-from supsupd.learning.joint import Refused, answer_together
+from supsupd.learning.joint import Refused, answer_in_slices, answer_together
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.queries import Answer, Query
@@ -47,6 +47,29 @@ class Predicting:
             return self.answered(lambda predictor: self._predict(predictor, questions))
         except NoModelYet as error:
             return [error] * len(questions)
+
+    def predict_in_steps(self, question: Question) -> Iterator[Prediction | EngineError | None]:
+        predictor = self._worker.predictor
+        while predictor is not None:
+            try:
+                yield from self._steps(predictor, question)
+                return
+            except MaskCorrupt as error:
+                predictor = self._worker.predictor_without(error, predictor)
+        yield NoModelYet()
+
+    def _steps(self, predictor: Predictor, question: Question) -> Iterator[Prediction | EngineError | None]:
+        """The answer from this snapshot. Raises MaskCorrupt."""
+        try:
+            query = self._query(predictor, question)
+        except EngineError as error:
+            yield error
+            return
+        for answer in answer_in_slices(predictor, question.x, query):
+            if isinstance(answer, Answer):
+                yield _prediction(predictor, answer)
+            else:
+                yield None if answer is None else _refusal(answer)
 
     def answered(self, ask: Callable[[Predictor], T]) -> T:
         """What the predictor says; where it comes upon a damaged mask, what it says without that. Raises NoModelYet."""

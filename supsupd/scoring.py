@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from streams.batch import Batch, BatchRejected
+from supsupd.learning.joint import answer_in_slices
 from supsupd.learning.normalise import ShapeMismatch
 from supsupd.learning.predictor import Predictor
 from supsupd.learning.queries import Answer
 
+SHOWN_ROWS = 4096
+"""Rows that are Python objects at once."""
 FIELDS = ("label", "task", "entropy", "known")
 
 
@@ -27,10 +30,10 @@ class Score:
 
 def score(predictor: Predictor, batch: Batch, place: int | None = None) -> Score:
     """Under the mask at `place` if it is given. Raises BatchRejected for rows of another width."""
-    try:
-        answer = predictor.predict(batch.x, place, per_sample=False)
-    except ShapeMismatch as error:
-        raise BatchRejected("schema_mismatch", str(error)) from None
+    *_, answer = answer_in_slices(predictor, batch.x, predictor.query(place, per_sample=False))
+    if isinstance(answer, ShapeMismatch):
+        raise BatchRejected("schema_mismatch", str(answer)) from None
+    assert isinstance(answer, Answer)  # the predictor's own way can always be gone
     known, task_id = bool(answer.known[0]), int(answer.task[0])
     word = "within" if known else "beyond"
     reason = f"{predictor.objective} {answer.surprise:.2f} sd from task {task_id}'s own, {word} {answer.limit:.2f}"
@@ -47,11 +50,17 @@ def score(predictor: Predictor, batch: Batch, place: int | None = None) -> Score
 
 def show(predictor: Predictor, answer: Answer) -> bytes:
     """The file of predictions: one object per row, as `supsup-cli predict --json` prints them."""
+    parts = [_shown(predictor, answer, slice(at, at + SHOWN_ROWS)) for at in range(0, len(answer.task), SHOWN_ROWS)]
+    return b"[\n " + b",\n ".join(parts) + b"\n]\n"
+
+
+def _shown(predictor: Predictor, answer: Answer, rows: slice) -> bytes:
+    """Some rows as objects, as `json.dumps` shows them in a list."""
     columns = (
-        predictor.classes.decode(answer.predicted),
-        answer.task.tolist(),
-        answer.entropy.tolist(),
-        answer.known.tolist(),
+        predictor.classes.decode(answer.predicted[rows]),
+        answer.task[rows].tolist(),
+        answer.entropy[rows].tolist(),
+        answer.known[rows].tolist(),
     )
-    text = json.dumps([dict(zip(FIELDS, row, strict=True)) for row in zip(*columns, strict=True)], indent=1)
-    return f"{text}\n".encode()
+    shown = [dict(zip(FIELDS, row, strict=True)) for row in zip(*columns, strict=True)]
+    return json.dumps(shown, indent=1)[3:-2].encode()

@@ -392,7 +392,7 @@ class ServingSettings(Section):
 
     # -- of one request
     max_body_bytes: PositiveInt = 64 * MIB
-    """Of a request's body, and of what a compressed one unpacks to."""
+    """Of a request's body, and of what a compressed one unpacks to; over gRPC at most 16 MiB."""
     header_seconds: PositiveFloat = 5.0
     """The time in which a request's headers must have come, from its first byte or the connection's beginning."""
     body_seconds: PositiveFloat = 30.0
@@ -405,6 +405,9 @@ class ServingSettings(Section):
     """How long a query may wait for its turn, unless it says less."""
 
     # -- of all together
+    memory_bytes: PositiveInt = 384 * MIB
+    """What requests and answers may hold, a quarter each: bodies of queries, what is made of them, answers, and bodies
+    of batches."""
     max_connections: PositiveInt = 1024
     max_peer_connections: PositiveInt = 256
     """From one address, or one user of the Unix socket."""

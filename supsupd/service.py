@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -82,6 +82,9 @@ class Service:
 
     def predict(self, questions: Sequence[Question]) -> list[Prediction | EngineError]:
         return self._predicting.predict(questions)
+
+    def predict_in_steps(self, question: Question) -> Iterator[Prediction | EngineError | None]:
+        return self._predicting.predict_in_steps(question)
 
     def is_light(self, questions: Sequence[Question]) -> bool:
         return self._predicting.is_light(questions)
@@ -233,18 +236,19 @@ class Service:
         story = {"batch": show_batch(row), "decisions": found, "versions": made}
         return story | {"words": tell(story)}
 
-    def batches(self, state: str | None, limit: int | None) -> list[dict[str, Any]]:
+    def batches(self, state: str | None, limit: int | None, after: int | None = None) -> list[dict[str, Any]]:
         with self._database.read() as session:
             states = () if state is None else (state,)
-            return [show_batch(row) for row in ledger.list_batches(session, *states, limit=limit)]
+            return [show_batch(row) for row in ledger.list_batches(session, *states, limit=limit, after=after)]
 
     def batch(self, reference: int | str) -> dict[str, Any]:
         with translated(), self._database.read() as session:
             return show_batch(ledger.find_batch(session, reference))
 
-    def rejected(self, limit: int | None) -> list[dict[str, Any]]:
+    def rejected(self, limit: int | None, after: int | None = None) -> list[dict[str, Any]]:
         with self._database.read() as session:
-            return [show_rejected(row) for row in ledger.list_batches(session, *ledger.REJECTED, limit=limit)]
+            rows = ledger.list_batches(session, *ledger.REJECTED, limit=limit, after=after)
+            return [show_rejected(row) for row in rows]
 
     def retry(self, batch_id: int) -> dict[str, Any]:
         try:

@@ -24,7 +24,7 @@ INFER = "/v2/models/supsup/infer"
 @pytest.fixture(params=["unix", "tcp"])
 def door(request, tmp_path):
     engine = TinyEngine()
-    engine.ledger = [{"batch": i, "name": "n" * 200, "sha256": "0" * 64, "state": "staged"} for i in range(40_000)]
+    engine.ledger = [{"batch": i, "name": "n" * 8000, "sha256": "0" * 64, "state": "staged"} for i in range(1, 1001)]
     short = dict.fromkeys(("header_seconds", "body_seconds", "write_seconds"), SHORT)
     with open_door(request.param, tmp_path, engine, idle_seconds=SHORT, **short) as door, good_client(door):
         yield door
@@ -134,7 +134,7 @@ def test_who_reads_a_large_answer_slowly_gets_all_of_it(door):
         while piece := connection.recv(1 << 18):
             body += piece
             time.sleep(0.02)  # a pace, not a wait for anything
-    assert body.count(b'"staged"') == 40_000
+    assert body.count(b'"staged"') == 1000
 
 
 def test_a_thousand_requests_at_once_are_answered_in_order_one_at_a_time(door):

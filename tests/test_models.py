@@ -267,7 +267,9 @@ def test_requests_that_are_answered_together_are_one_execution(engine):
     async def ask_all():
         models = Models(Front(engine, ServingSettings()))
         for together in (4, 1):
-            await asyncio.gather(*(models.infer("supsup", "", request(ROWS)) for _ in range(together)))
+            await asyncio.gather(
+                *(models.infer("supsup", "", request(ROWS), models.front.memory.holding()) for _ in range(together))
+            )
         return (await models.statistics("supsup"))["model_stats"][0]
 
     supsup = asyncio.run(ask_all())
@@ -281,9 +283,11 @@ def test_a_request_is_refused_when_its_own_time_is_over_before_its_turn(engine):
 
     async def ask_two():
         models = Models(Front(engine, ServingSettings(parallel=1)))
-        first = asyncio.create_task(models.infer("supsup", "", request(ROWS)))
+        first = asyncio.create_task(models.infer("supsup", "", request(ROWS), models.front.memory.holding()))
         await asyncio.to_thread(engine.entered.wait, 10)
-        second = asyncio.create_task(models.infer("supsup", "", request(ROWS, timeout=1)))
+        second = asyncio.create_task(
+            models.infer("supsup", "", request(ROWS, timeout=1), models.front.memory.holding())
+        )
         await asyncio.sleep(0)
         engine.gate.set()
         with pytest.raises(DeadlineExceeded):
@@ -301,7 +305,7 @@ def test_what_is_about_to_end_is_not_ready_and_its_models_still_answer(engine):
     assert models.is_server_ready()
     front.draining = True
     assert not models.is_server_ready()
-    assert asyncio.run(models.infer("task-2", "", request(ROWS))).model_version == "3"
+    assert asyncio.run(models.infer("task-2", "", request(ROWS), models.front.memory.holding())).model_version == "3"
     assert asyncio.run(models.is_ready("supsup"))
 
 

@@ -97,6 +97,11 @@ class TinyEngine:
             version=self.versions[chosen[0] + 1][-1],
         )
 
+    def predict_in_steps(self, question):
+        for _ in range(0, len(question.x), 256):
+            yield None
+        yield from self.predict([question])
+
     def is_light(self, questions):
         return all(type(question.task) is int and len(question.x) <= 4 for question in questions)
 
@@ -206,8 +211,8 @@ class TinyEngine:
             raise EngineError(f"there is no batch {batch_id}", 404)
         return {"batch": {"batch": 1}, "decisions": [], "versions": [], "words": ["batch 1: \x1b[2J", "1. known"]}
 
-    def batches(self, state, limit):
-        return [row for row in self.ledger if state in (None, row["state"])][:limit]
+    def batches(self, state, limit, after=None):
+        return [row for row in self.ledger if state in (None, row["state"]) and row["batch"] > (after or 0)][:limit]
 
     def batch(self, reference):
         found = [row for row in self.ledger if reference in (row["batch"], row["sha256"])]
@@ -215,8 +220,8 @@ class TinyEngine:
             raise EngineError(f"there is no batch {reference}", 404)
         return found[0]
 
-    def rejected(self, limit):
-        return [row for row in self.ledger if row["state"] == "quarantined"][:limit]
+    def rejected(self, limit, after=None):
+        return self.batches("quarantined", limit, after)
 
     def retry(self, batch_id):
         old = self.batch(batch_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -22,6 +23,7 @@ from supsupd.answers import (
     Task,
     TaskInDetail,
 )
+from supsupd.choices import PAGE_ROWS
 from supsupd.client.calls import Call, Pause, Steps, given, read_ok, read_text, read_yes, request, to_json
 from supsupd.client.tensors import infer_request, read_rows
 from supsupd.model_answers import Model, ModelConfig, ModelState, Server, Statistics
@@ -179,9 +181,10 @@ class Requests:
         return Call("POST", "/v1/batches", {"name": name}, payload, headers)
 
     @request
-    def batches(self, state: str | None = None, limit: int | None = None) -> Call[list[Batch]]:
+    def batches(self, state: str | None = None, limit: int | None = None) -> Steps[list[Batch]]:
         """The ledger: what became of every batch."""
-        return Call("GET", "/v1/batches", given(state=state, limit=limit))
+        rows: list[Batch] = yield from _pages("/v1/batches", limit, state=state)
+        return rows
 
     @request
     def batch(self, reference: int | str) -> Call[Batch]:
@@ -194,9 +197,10 @@ class Requests:
         return Call("GET", f"/v1/batches/{batch}/why")
 
     @request
-    def rejected(self, limit: int | None = None) -> Call[list[RejectedBatch]]:
+    def rejected(self, limit: int | None = None) -> Steps[list[RejectedBatch]]:
         """The rejected batches that nobody has dealt with."""
-        return Call("GET", "/v1/rejected", given(limit=limit))
+        rows: list[RejectedBatch] = yield from _pages("/v1/rejected", limit)
+        return rows
 
     @request
     def retry(self, batch: int) -> Call[Batch]:
@@ -264,3 +268,16 @@ def _quoted(text: int | str) -> str:
     """As one part of a path, where dots alone would lead up."""
     quoted = quote(str(text), safe="")
     return quoted.replace(".", "%2E") if quoted in (".", "..") else quoted
+
+
+def _pages(path: str, limit: int | None, **asked: str | None) -> Steps[list[Any]]:
+    """All rows of a list, or the first `limit`, a page at a time."""
+    rows: list[Any] = []
+    while limit is None or len(rows) < limit:
+        wanted = PAGE_ROWS if limit is None else min(PAGE_ROWS, limit - len(rows))
+        after = rows[-1]["batch"] if rows else None
+        page: list[Any] = yield from Call("GET", path, given(**asked, limit=wanted, after=after))
+        rows += page
+        if len(page) < wanted:
+            break
+    return rows

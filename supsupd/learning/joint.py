@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +11,20 @@ import numpy as np
 from supsupd.choices import Objective
 from supsupd.learning.inference import EVIDENCE, ObjectiveUnavailable
 from supsupd.learning.kernels import outcomes
-from supsupd.learning.normalise import ShapeMismatch, TooFewRows
-from supsupd.learning.queries import Answer, Query
+from supsupd.learning.normalise import ShapeMismatch, TooFewRows, TooManyRows
+from supsupd.learning.queries import ROUTING_ROWS, Answer, Query
 
 if TYPE_CHECKING:
     from supsupd.learning.predictor import Predictor
 
 Refused = ShapeMismatch | ObjectiveUnavailable
 """Why a single query of several has no answer."""
+
+
+SLICE_ROWS, SLICE_VALUES = 256, 1 << 18
+"""Of a large query, that are answered at once: rows, and their inputs."""
+DEPENDENT_VALUES = 1 << 23
+"""Inputs of all rows of a query that can't be sliced."""
 
 
 def answer_together(predictor: Predictor, asked: Sequence[tuple[np.ndarray, Query]]) -> list[Answer | Refused]:
@@ -44,6 +50,54 @@ def answer_together(predictor: Predictor, asked: Sequence[tuple[np.ndarray, Quer
         answers |= _route(predictor, parts)
         answers |= _run([part for part in parts if part.index not in answers], predictor)
     return [answers[index] for index in range(len(asked))]
+
+
+def answer_in_slices(predictor: Predictor, x: np.ndarray, query: Query) -> Iterator[Answer | Refused | None]:
+    """What raw rows x (n, ...) are answered with by `answer_together`, up to the rounding of sums, in steps that take
+    little memory and time each: None after a step, at last the answer. Rows that depend on each other are one step.
+    """
+    if not predictor.scorer.network.architecture.row_alone:
+        most = DEPENDENT_VALUES // max(1, x[0].size)
+        if len(x) > most:
+            yield TooManyRows(f"{len(x)} rows came, {most} at most are normalised together (network.norm)")
+            return
+        yield from answer_together(predictor, [(x, query)])
+        return
+    try:
+        yield from _in_slices(predictor, x, query)
+    except (ShapeMismatch, ObjectiveUnavailable) as error:
+        yield error
+
+
+def _in_slices(predictor: Predictor, x: np.ndarray, query: Query) -> Iterator[Answer | None]:
+    """Raises ShapeMismatch, ObjectiveUnavailable."""
+    asked, recovered = query, None
+    if not query.per_sample:  # its first rows name the task of all
+        first = _routed(predictor, x[:ROUTING_ROWS], query)
+        asked = replace(query, place=int(first.places[0]))
+        recovered = None if first.recovered is None else np.full(len(x), first.recovered[0])
+    size = max(1, min(SLICE_ROWS, SLICE_VALUES // max(1, x[0].size)))
+    places: list[np.ndarray] = []
+    found: list[np.ndarray] = []
+    columns: list[tuple[np.ndarray, ...]] = []
+    for start in range(0, len(x), size):
+        part = _routed(predictor, x[start : start + size], asked)
+        columns.append(_forward(predictor, part.rows, part.places, query.judged))
+        places.append(part.places)
+        found += [] if part.recovered is None else [part.recovered]
+        yield None
+    recovered = np.concatenate(found) if found else recovered
+    whole = _Part(0, x, query, np.concatenate(places), recovered)
+    yield _answer(predictor, whole, *(np.concatenate(column) for column in zip(*columns, strict=True)))
+
+
+def _routed(predictor: Predictor, x: np.ndarray, query: Query) -> _Part:
+    """Some raw rows with the places of their masks. Raises ShapeMismatch, ObjectiveUnavailable."""
+    part = _Part(0, predictor.normaliser(x), query)
+    for refused in _route(predictor, [part]).values():
+        assert isinstance(refused, Exception)
+        raise refused
+    return part
 
 
 @dataclass(slots=True)

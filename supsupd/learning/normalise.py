@@ -30,6 +30,10 @@ class TooFewRows(ShapeMismatch):
     """A single row, where answers come from several rows together."""
 
 
+class TooManyRows(ShapeMismatch):
+    """More rows than are answered together, where they can't be answered in parts."""
+
+
 @dataclass(frozen=True)
 class Normaliser:
     """Rows of any numeric type and shape to float32 (n, inputs).

@@ -27,12 +27,10 @@ from supsupd.learning.inference import (
 from supsupd.learning.joint import answer_together
 from supsupd.learning.labels import ClassList
 from supsupd.learning.normalise import Normaliser
-from supsupd.learning.queries import Answer, Query, ServedTask, Shortlist
+from supsupd.learning.queries import ROUTING_ROWS, Answer, Query, ServedTask, Shortlist
 from supsupd.learning.reference import Gauge, gauge_columns
 from supsupd.learning.reservoir import Recovery, pattern_hash
 
-ROUTING_ROWS = 128
-"""Rows of a pooled query that name its task; more would cost time and no longer change the answer."""
 HALVING_ROWS = 8
 """Rows that all masks see before the worse half of them is dropped."""
 PASS_ROWS = 32

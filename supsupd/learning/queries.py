@@ -12,6 +12,9 @@ from supsupd.learning.bank import Mask
 from supsupd.learning.index import InputDensity
 from supsupd.learning.reference import Gauge
 
+ROUTING_ROWS = 128
+"""Rows of a pooled query that name its task; more would cost time and no longer change the answer."""
+
 
 @dataclass(frozen=True)
 class Shortlist:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from supsupd.choices import ROLES, Role
 from supsupd.config import ServingSettings
 from supsupd.serving.engine import EngineError
-from supsupd.serving.http.bodies import error_answer
+from supsupd.serving.http.bodies import HELD, error_answer
 from supsupd.serving.peer import is_member, peer_of, show_user
 from supsupd.tokens import Tokens
 
@@ -186,8 +186,12 @@ class GuardedRoute(Route):
 
 def _answered_by(endpoint: Callable[..., Any]) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        answer = await endpoint(Request(scope, receive, send))
-        await answer(scope, receive, send)
+        try:
+            answer = await endpoint(Request(scope, receive, send))
+            await answer(scope, receive, send)
+        finally:
+            if (holding := scope["state"].pop(HELD, None)) is not None:
+                holding.end()
 
     return app
 

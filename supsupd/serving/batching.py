@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,6 +36,8 @@ class _Waiting:
     answer: asyncio.Future[Prediction | EngineError]
     taken: Callable[[Pass], None] | None = None
     trace: Any = None
+    steps: Iterator[Prediction | EngineError | None] | None = None
+    """Of a large question that has been begun."""
 
 
 @dataclass(slots=True)
@@ -55,6 +57,9 @@ class Batcher:
     What comes within one turn of the loop is answered in one pass; what comes while as many passes run as may, in the
     next one. A pass that waits for nothing is run at once, in the loop's own thread: handing it over would take longer.
 
+    A large question is answered in steps, in turn with other large ones. Small ones wait for a step of it at most, and
+    where several passes may run, not even for that.
+
     Args:
         engine: answers.
         limits: gives the settings in force.
@@ -64,8 +69,11 @@ class Batcher:
         self._engine = engine
         self._limits = limits
         self._waiting: deque[_Waiting] = deque()
+        self._large: deque[_Waiting] = deque()  # those that are answered in steps, and have none running
         self._rows = 0
         self._running = 0
+        self._stepping = 0  # how many of these are steps
+        self._was_step = False  # what began last
         self._wake: asyncio.Handle | None = None
         self._threads = ThreadPoolExecutor(64, thread_name_prefix="predict")
         self.passes = Passes()
@@ -73,7 +81,7 @@ class Batcher:
     @property
     def queued(self) -> int:
         """How many questions wait."""
-        return len(self._waiting)
+        return len(self._waiting) + sum(waiting.steps is None for waiting in self._large)
 
     @property
     def running(self) -> int:
@@ -83,24 +91,28 @@ class Batcher:
     def oldest_seconds(self) -> float:
         """How long the query that waits longest has waited; 0 where none does. Any thread may ask."""
         try:
-            return time.monotonic() - self._waiting[0].since
-        except IndexError:
+            since = [queue[0].since for queue in (self._waiting, self._large) if queue and queue[0].steps is None]
+        except IndexError:  # it has just begun
             return 0.0
+        return time.monotonic() - min(since) if since else 0.0
 
     async def ask(
         self, question: Question, timeout: float | None = None, taken: Callable[[Pass], None] | None = None
     ) -> Prediction | EngineError:
         """The answer; a refusal is one too. taken: told of the pass that answers, when it begins."""
         limits = self._limits()
-        if len(self._waiting) >= limits.queue_requests:
-            return TooManyQueries(len(self._waiting))
+        if (queued := self.queued) >= limits.queue_requests:
+            return TooManyQueries(queued)
         loop = asyncio.get_running_loop()
         now = time.monotonic()
         patience = limits.query_seconds if timeout is None else min(timeout, limits.query_seconds)
         rows, trace = len(question.x), tracing.current()
         waiting = _Waiting(question, rows, now + patience, now, loop.create_future(), taken, trace)
-        self._waiting.append(waiting)
-        self._rows += waiting.rows
+        if rows > limits.batch_rows and not self._engine.is_light([question]):
+            self._large.append(waiting)
+        else:
+            self._waiting.append(waiting)
+            self._rows += waiting.rows
         self._plan(loop, limits)
         return await waiting.answer
 
@@ -112,6 +124,7 @@ class Batcher:
 
     def _plan(self, loop: asyncio.AbstractEventLoop, limits: ServingSettings) -> None:
         """Arranges the next pass, unless one is arranged or what runs will arrange it."""
+        self._plan_steps(loop, limits)
         if not self._waiting or self._running >= limits.parallel:
             return
         window = limits.batch_window_ms / 1000
@@ -127,11 +140,56 @@ class Batcher:
             over = max(0.0, self._waiting[0].since + window - time.monotonic())
             self._wake = loop.call_later(over, self._dispatch, loop, "window")
 
+    def _plan_steps(self, loop: asyncio.AbstractEventLoop, limits: ServingSettings) -> None:
+        """Begins steps of large questions; they leave room for a pass of small ones, or take turns with them."""
+        while self._large and self._running < limits.parallel and self._stepping < max(1, limits.parallel - 1):
+            if limits.parallel == 1 and self._waiting and self._was_step:
+                return
+            waiting = self._large.popleft()
+            if waiting.answer.done():  # who asked is gone
+                continue
+            if waiting.steps is None:
+                if not self._begin([waiting]):
+                    continue
+                self.passes.by_reason["full"] += 1
+            self._running += 1
+            self._stepping += 1
+            self._was_step = True
+            step = loop.run_in_executor(self._threads, self._step, waiting)
+            step.add_done_callback(lambda done, waiting=waiting: self._stepped(loop, waiting, done))  # type: ignore[misc]
+
+    def _step(self, waiting: _Waiting) -> Prediction | EngineError | Exception | None:
+        try:
+            if waiting.steps is None:
+                waiting.steps = self._engine.predict_in_steps(waiting.question)
+            with tracing.span("pass", [waiting.trace], requests=1):
+                return next(waiting.steps)
+        except Exception as error:  # noqa: BLE001 - as below
+            return error
+
+    def _stepped(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        waiting: _Waiting,
+        done: asyncio.Future[Prediction | EngineError | Exception | None],
+    ) -> None:
+        self._running -= 1
+        self._stepping -= 1
+        answer = done.result()
+        if answer is None:
+            self._large.append(waiting)
+        elif isinstance(answer, Exception) and not isinstance(answer, EngineError):
+            self._finish([waiting], answer)
+        else:
+            self._finish([waiting], [answer])
+        self._plan(loop, self._limits())
+
     def _dispatch(self, loop: asyncio.AbstractEventLoop, reason: Reason | None) -> None:
         self._wake = None
         limits = self._limits()
         taken = self._take(limits.batch_rows)
         if taken:
+            self._was_step = False
             is_full = bool(self._waiting) or sum(w.rows for w in taken) >= limits.batch_rows
             self.passes.by_reason[reason or ("full" if is_full else "idle")] += 1
             questions = [waiting.question for waiting in taken]
@@ -145,20 +203,28 @@ class Batcher:
         self._plan(loop, limits)
 
     def _take(self, most: int) -> list[_Waiting]:
-        """The oldest questions, up to so many rows or the first alone; late ones are answered so."""
-        now, rows = time.monotonic(), 0
+        """The oldest questions, up to so many rows or the first alone, but for late ones."""
+        rows = 0
         taken: list[_Waiting] = []
         while self._waiting and (not taken or rows + self._waiting[0].rows <= most):
             waiting = self._waiting.popleft()
             self._rows -= waiting.rows
-            if waiting.answer.done():  # who asked is gone
-                continue
+            if not waiting.answer.done():  # else who asked is gone
+                rows += waiting.rows
+                taken.append(waiting)
+        return self._begin(taken)
+
+    def _begin(self, chosen: list[_Waiting]) -> list[_Waiting]:
+        """Counts a pass of those who still wait, and tells them of it; late ones are answered so."""
+        now = time.monotonic()
+        taken: list[_Waiting] = []
+        for waiting in chosen:
             if waiting.deadline < now:
                 waiting.answer.set_result(DeadlineExceeded())
                 continue
-            rows += waiting.rows
             taken.append(waiting)
             self.passes.queued_seconds += now - waiting.since
+        rows = sum(waiting.rows for waiting in taken)
         self.passes.count += bool(taken)
         told = Pass(self.passes.count, rows, now)
         for waiting in taken:

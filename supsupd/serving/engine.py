@@ -1,6 +1,6 @@
 """What the socket asks of the engine behind it: the one interface between HTTP and learning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -174,12 +174,17 @@ class Engine(Protocol):
         Errors are NoModelYet, TaskUnknown, BadInput, and EngineError 404 or 503 for a task that is not in use.
         """
 
+    def predict_in_steps(self, question: Question) -> Iterator[Prediction | EngineError | None]:
+        """The same for one question of many rows, from one snapshot: None after each step, at last the answer. A step
+        is short, and any thread may take the next one."""
+
     def is_light(self, questions: Sequence[Question]) -> bool:
         """Whether `predict` waits for nothing here and is over so soon that a thread of its own would not pay. Must be
         so itself."""
 
     def model(self) -> dict[str, Any] | None:
-        """{"input_shape": [784], "classes": [...], "label_kind": "int" | "str"}; None: no network yet."""
+        """{"input_shape": [784], "classes": [...], "label_kind": "int" | "str"}; None: no network yet. Must
+        not block."""
 
     def served_version(self, task: int) -> int | None:
         """The version of its mask by which a task answers; None: it does not, or there is no such task. Must not
@@ -227,13 +232,13 @@ class Engine(Protocol):
     def why(self, batch_id: int) -> dict[str, Any]:
         """{"batch", "decisions", "versions", "words"}: what was decided about a batch and why. EngineError 404."""
 
-    def batches(self, state: str | None, limit: int | None) -> list[dict[str, Any]]:
-        """The ledger's rows, of one of `choices.BATCH_STATES` only if asked."""
+    def batches(self, state: str | None, limit: int | None, after: int | None = None) -> list[dict[str, Any]]:
+        """The ledger's rows by id, those above `after`; of one of `choices.BATCH_STATES` only if asked."""
 
     def batch(self, reference: int | str) -> dict[str, Any]:
         """One row of the ledger: by its id, or the first one of this SHA-256. EngineError 404."""
 
-    def rejected(self, limit: int | None) -> list[dict[str, Any]]:
+    def rejected(self, limit: int | None, after: int | None = None) -> list[dict[str, Any]]:
         """The rejected batches that nobody has dealt with, oldest first."""
 
     def retry(self, batch_id: int) -> dict[str, Any]:

@@ -12,11 +12,14 @@ import anyio.to_thread
 from supsupd.config import ServingSettings
 from supsupd.serving.batching import Batcher, Pass
 from supsupd.serving.engine import Engine, EngineError, NoModelYet, Prediction, Question, ShuttingDown
+from supsupd.serving.memory import Memory
 from supsupd.serving.metrics import Metrics
 from supsupd.serving.oip.statistics import Statistics
 
 PATIENT = 32
 """How many may wait at a time for what is slow."""
+HEAVY = 2
+"""How many large bodies are worked on at a time: unpacked, decoded, or written."""
 T = TypeVar("T")
 
 
@@ -32,10 +35,12 @@ class Front:
         self.engine = engine
         self.limits = limits
         self.draining = False
+        self.memory = Memory(lambda: self.limits)
         self.batcher = Batcher(engine, lambda: self.limits)
         self.statistics = Statistics()
         self.metrics = Metrics(self)
         self._patient = anyio.CapacityLimiter(PATIENT)
+        self._heavy = anyio.CapacityLimiter(HEAVY)
 
     def problem(self) -> EngineError | None:
         """Why no more queries should be sent here; None: they may be."""
@@ -47,6 +52,10 @@ class Front:
         """What comes of work that waits for the decoder, the disk or the learning thread. It has threads of its own:
         however many wait so, those that queries need are free."""
         return await anyio.to_thread.run_sync(work, *given, limiter=self._patient)
+
+    async def heavily(self, work: Callable[..., T], *given: object) -> T:
+        """What comes of work that would hold up the loop; a few at a time, so that they leave it room as well."""
+        return await anyio.to_thread.run_sync(work, *given, limiter=self._heavy)
 
     async def infer(
         self, question: Question, timeout: float | None = None, taken: Callable[[Pass], None] | None = None

@@ -20,10 +20,12 @@ from supsupd.logs import REQUEST
 from supsupd.serving.access import Access, Caller
 from supsupd.serving.engine import DeadlineExceeded, EngineError
 from supsupd.serving.front import Front
+from supsupd.serving.grpc.arriving import Arriving
 from supsupd.serving.grpc.messages import MESSAGE
 from supsupd.serving.grpc.methods import Call, Method, Methods, refuse_method
 from supsupd.serving.http.refusals import RETRY_SECONDS
 from supsupd.serving.http.requests import HEADER, id_of_request
+from supsupd.serving.memory import Holding, MemoryFull
 from supsupd.serving.metrics import NO_ROUTE
 from supsupd.serving.oip.strict_json import ProtocolError
 
@@ -34,6 +36,7 @@ CODES = {
     404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     409: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -41,6 +44,8 @@ CODES = {
 """What an error of the engine, with a status as in HTTP, is called by gRPC."""
 STREAM_REQUESTS = 32
 """Of one stream, that are answered at a time."""
+MOST_STREAMS = 16
+"""At a time: each may have a message half here, of which nothing is known."""
 STREAM = "ModelStreamInfer"
 REQUEST_ID = HEADER.decode()
 MAY_COME_AGAIN = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
@@ -75,12 +80,15 @@ class Calls:
         front: gives the limits.
         methods: answer.
         access: decides who is let in over TCP; a Unix socket lets in whom its mode does.
+        arriving: reads messages.
     """
 
-    def __init__(self, front: Front, methods: Methods, access: Access) -> None:
+    def __init__(self, front: Front, methods: Methods, access: Access, arriving: Arriving) -> None:
         self._front = front
         self._methods = methods
         self._access = access
+        self._arriving = arriving
+        self._streams = 0
         self._ending = asyncio.get_running_loop().create_future()
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
@@ -100,10 +108,10 @@ class Calls:
         self._ending.set_result(None)
 
     async def _answer(self, name: str, method: Method, _: object, context: Context) -> bytes:
-        with self._counted(name, context) as outcome:
+        with self._counted(name, context) as outcome, self._front.memory.holding() as holding:
             try:
-                call = self._let_in(context, method.role)
-                payload = await read_message(context, self._front.limits.body_seconds)
+                call = self._let_in(context, method.role, holding)
+                payload = await self._arriving.message(context, holding)
                 response: bytes = (await method.answer(payload, call)).SerializeToString()
                 outcome.code = grpc.StatusCode.OK
                 return response
@@ -116,6 +124,7 @@ class Calls:
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_REQUESTS)
         with self._counted(STREAM, context) as outcome:
+            self._streams += 1
             reading = asyncio.create_task(self._read_stream(context, answers, room))
             try:
                 while (answer := await answers.get()) is not None:
@@ -127,6 +136,7 @@ class Calls:
             except Exception as error:  # noqa: BLE001 - as above
                 outcome.code, outcome.text = refusal(STREAM, error)
             finally:
+                self._streams -= 1
                 reading.cancel()
         await context.abort(outcome.code, outcome.text, outcome.trailers())
 
@@ -134,9 +144,14 @@ class Calls:
         self, context: Context, answers: asyncio.Queue[asyncio.Task[bytes] | None], room: asyncio.Semaphore
     ) -> None:
         try:
-            self._let_in(context, "predict")  # else a stranger could keep a call's place by saying nothing
+            # Else a stranger could keep a call's place by saying nothing.
+            self._let_in(context, "predict", self._front.memory.holding())
+            if self._streams > MOST_STREAMS:
+                raise EngineError(f"overloaded: there are {MOST_STREAMS} streams", 429)
             while await room.acquire() and (payload := await self._next(context)) is not grpc.aio.EOF:
-                call = self._let_in(context, "predict")  # for each: a token may have been revoked
+                holding = self._front.memory.holding()
+                call = self._let_in(context, "predict", holding)  # for each: a token may have been revoked
+                await holding.take("received", len(payload), "a message")  # the next one is not read before
                 answers.put_nowait(asyncio.create_task(self._stream_answer(payload, call)))
         finally:
             answers.put_nowait(None)
@@ -144,7 +159,8 @@ class Calls:
     async def _stream_answer(self, payload: bytes, call: Call) -> bytes:
         """What is wrong with one request is told in its answer: the stream goes on."""
         try:
-            told = await self._methods.infer(payload, call)
+            with call.holding:
+                told = await self._methods.infer(payload, call)
             told.parameters["triton_final_response"].bool_param = True  # each request has one answer
             response = MESSAGE["ModelStreamInferResponse"](infer_response=told)
         except Exception as error:  # noqa: BLE001 - as above
@@ -169,7 +185,7 @@ class Calls:
             if _level.isEnabledFor(level):
                 log.log(level, "call", method=name, code=code.name, ms=round(seconds * 1000, 3))
 
-    def _let_in(self, context: Context, role: Role | None) -> Call:
+    def _let_in(self, context: Context, role: Role | None, holding: Holding) -> Call:
         """Raises EngineError: Unauthenticated, Forbidden, and 503 at the end."""
         if self._ending.done():
             raise _ending()
@@ -177,7 +193,7 @@ class Calls:
         if role is not None:
             caller = self._caller_of(context)
             caller.require(role)
-        return Call(caller, context.time_remaining())
+        return Call(caller, context.time_remaining(), holding)
 
     def _caller_of(self, context: Context) -> Caller:
         if context.peer().startswith("unix:"):
@@ -214,19 +230,6 @@ class _Any(grpc.GenericRpcHandler):
         return self._handler
 
 
-async def read_message(context: Context, seconds: float) -> bytes:
-    """The one message of a call. Raises EngineError 408 where it does not come in time, and ProtocolError."""
-    try:
-        async with asyncio.timeout(seconds):
-            payload = await context.read()
-    except TimeoutError:
-        raise EngineError(f"the request did not come within {seconds:g} s", 408) from None
-    if payload is grpc.aio.EOF:
-        raise ProtocolError("bad_request: expected a message")
-    message: bytes = payload
-    return message
-
-
 def _ending() -> EngineError:
     return EngineError("shutting_down: the daemon takes no more requests", 503)
 
@@ -235,6 +238,8 @@ def refusal(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a caller is told of an error; of one that is a bug of ours, nothing."""
     if isinstance(error, DeadlineExceeded):
         return grpc.StatusCode.DEADLINE_EXCEEDED, error.text
+    if isinstance(error, MemoryFull):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, error.text
     if isinstance(error, EngineError):
         return CODES.get(error.status, grpc.StatusCode.INTERNAL), error.text
     if isinstance(error, ProtocolError):

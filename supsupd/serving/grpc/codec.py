@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from supsupd.serving.grpc.messages import MESSAGE
 from supsupd.serving.oip.protocol import InferAnswer, InferRequest, RequestedOutput
 from supsupd.serving.oip.strict_json import ProtocolError
-from supsupd.serving.oip.tensors import Tensor, check_shape, from_json, from_raw, to_raw
+from supsupd.serving.oip.tensors import Tensor, as_array, check_shape, dtype_of, from_raw, miscounted, to_raw
 
 TYPED = {
     "BOOL": "bool_contents",
@@ -25,6 +28,10 @@ TYPED = {
     "BYTES": "bytes_contents",
 }
 """Where the values of a datatype are that are not sent raw."""
+PIECE_VALUES = 1 << 14
+"""That are taken out of a message at once."""
+RAW_FIELD, LENGTH_DELIMITED, MOST_FIELDS = 7, 2, 1000
+RAW_RATIO, TYPED_RATIO = 2, 16
 
 
 def decode_request(message: Any, seconds: float | None) -> InferRequest:
@@ -43,6 +50,38 @@ def decode_request(message: Any, seconds: float | None) -> InferRequest:
         tuple([RequestedOutput(output.name, decode_parameters(output.parameters)) for output in message.outputs]),
         message.id or None,
     )
+
+
+def needed_bytes(payload: bytes) -> int:
+    """About the most that a ModelInferRequest takes beside its own bytes once it is read: its raw tensors twice, in the
+    message and of their own, and of all else what a number of one byte becomes."""
+    raw = sum(size for number, size in _fields(payload) if number == RAW_FIELD)
+    return RAW_RATIO * raw + TYPED_RATIO * (len(payload) - raw)
+
+
+def _fields(payload: bytes) -> Iterator[tuple[int, int]]:
+    """Number and length of each field of a message, up to what can't be one."""
+    at = 0
+    for _ in range(MOST_FIELDS):
+        tag, at = _varint(payload, at)
+        if tag & 7 != LENGTH_DELIMITED:  # it has no others
+            return
+        size, at = _varint(payload, at)
+        at += size
+        if at > len(payload):
+            return
+        yield tag >> 3, size
+
+
+def _varint(payload: bytes, at: int) -> tuple[int, int]:
+    value, shift = 0, 0
+    while at < len(payload) and shift < 64:
+        byte, at = payload[at], at + 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return value, at
 
 
 def decode_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +121,14 @@ def _decode_typed(told: Any) -> Tensor:
     name, datatype, shape = told.name[:64], told.datatype, tuple(told.shape)
     if datatype in ("FP16", "BF16"):
         raise ProtocolError(f"bad_datatype: {datatype} data of {name} comes in raw_input_contents only")
-    values = list(getattr(told.contents, TYPED[datatype])) if datatype in TYPED else []
-    if datatype != "BYTES":
-        return from_json(name, datatype, shape, values)
-    return Tensor(name, datatype, check_shape(name, shape), values)
+    shape, dtype = check_shape(name, shape), None if datatype == "BYTES" else dtype_of(name, datatype)
+    values = getattr(told.contents, TYPED[datatype])
+    if dtype is None:
+        return Tensor(name, datatype, shape, list(values))
+    if len(values) != math.prod(shape):
+        raise miscounted(name, shape, len(values))
+    array = np.empty(len(values), dtype)
+    for at in range(0, len(values), PIECE_VALUES):
+        piece = values[at : at + PIECE_VALUES]
+        array[at : at + len(piece)] = as_array(name, datatype, dtype, piece, set(map(type, piece)))
+    return Tensor(name, datatype, shape, array.reshape(shape))

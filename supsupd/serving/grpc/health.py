@@ -14,7 +14,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from supsupd.serving.engine import EngineError
 from supsupd.serving.front import Front
-from supsupd.serving.grpc.calls import read_message, refusal
+from supsupd.serving.grpc.arriving import Arriving
+from supsupd.serving.grpc.calls import refusal
 from supsupd.serving.grpc.methods import SERVICE
 from supsupd.serving.oip.strict_json import ProtocolError
 
@@ -31,10 +32,12 @@ class Health:
 
     Args:
         front: knows whether they are.
+        arriving: reads messages.
     """
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, arriving: Arriving) -> None:
         self._front = front
+        self._arriving = arriving
         self._ending = asyncio.Event()
         self.watchers = 0
         """How many watch now."""
@@ -91,7 +94,8 @@ class Health:
     async def _service(self, context: Context) -> str:
         """The service that a call asks about."""
         try:
-            payload = await read_message(context, self._front.limits.body_seconds)
+            with self._front.memory.holding() as holding:
+                payload = await self._arriving.message(context, holding)
             service: str = HealthCheckRequest.FromString(payload).service
             return service
         except DecodeError:

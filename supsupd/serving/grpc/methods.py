@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,10 @@ from google.protobuf.message import DecodeError
 from supsupd.choices import Role
 from supsupd.serving.access import Caller
 from supsupd.serving.engine import EngineError
-from supsupd.serving.grpc.codec import decode_parameters, decode_request, encode_answer
+from supsupd.serving.grpc.arriving import MOST_BYTES
+from supsupd.serving.grpc.codec import decode_parameters, decode_request, encode_answer, needed_bytes
 from supsupd.serving.grpc.messages import MESSAGE
+from supsupd.serving.memory import TINY_BYTES, Holding
 from supsupd.serving.oip.loading import ExtensionNotSupported
 from supsupd.serving.oip.models import Models
 from supsupd.serving.oip.strict_json import ProtocolError
@@ -35,10 +36,12 @@ UNSUPPORTED = (
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Who calls, None where that is everybody's business; and the seconds that are left, None for any number."""
+    """Who calls, None where that is everybody's business; the seconds that are left, None for any number; and what it
+    holds of the memory."""
 
     caller: Caller | None
     seconds: float | None
+    holding: Holding
 
     @property
     def by(self) -> str | None:
@@ -88,11 +91,16 @@ class Methods:
 
     async def infer(self, payload: bytes, call: Call) -> Any:
         """The ModelInferResponse to a ModelInferRequest, alone or in a stream."""
+        holding = call.holding
         if len(payload) <= LIGHT_BYTES:
             request, decoded = _decode_infer(payload, call)
         else:  # it would hold up the loop
-            request, decoded = await asyncio.to_thread(_decode_infer, payload, call)
-        return encode_answer(await self._models.infer(request.model_name, request.model_version, decoded))
+            await holding.take("decoded", needed_bytes(payload), "what this request becomes", call.seconds)
+            request, decoded = await self._models.front.heavily(_decode_infer, payload, call)
+        answer = await self._models.infer(request.model_name, request.model_version, decoded, holding)
+        if sum(tensor.nbytes for tensor in answer.outputs) <= LIGHT_BYTES:
+            return encode_answer(answer)
+        return await self._models.front.heavily(encode_answer, answer)
 
     async def _server_live(self, payload: bytes, call: Call) -> Any:
         return MESSAGE["ServerLiveResponse"](live=True)
@@ -152,7 +160,9 @@ async def refuse_method(payload: bytes, call: Call) -> Any:
     raise EngineError("unimplemented: there is no such method", 501)
 
 
-def _decode(name: str, payload: bytes) -> Any:
+def _decode(name: str, payload: bytes, most: int = TINY_BYTES) -> Any:
+    if len(payload) > most:
+        raise EngineError(f"too_large: {name} may have {most} bytes", 413)
     try:
         return MESSAGE[name].FromString(payload)
     except DecodeError:
@@ -160,7 +170,7 @@ def _decode(name: str, payload: bytes) -> Any:
 
 
 def _decode_infer(payload: bytes, call: Call) -> Any:
-    message = _decode("ModelInferRequest", payload)
+    message = _decode("ModelInferRequest", payload, MOST_BYTES)
     return message, decode_request(message, call.seconds)
 
 

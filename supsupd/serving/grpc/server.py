@@ -13,6 +13,7 @@ import structlog
 from supsupd.sections import ServerTlsSettings, ServingSettings
 from supsupd.serving.access import Access
 from supsupd.serving.front import Front
+from supsupd.serving.grpc.arriving import Arriving, message_bytes
 from supsupd.serving.grpc.calls import Calls
 from supsupd.serving.grpc.health import Health
 from supsupd.serving.grpc.listening import listen_tcp, listen_unix
@@ -54,9 +55,10 @@ class GrpcService:
         """Returns once calls are answered. Raises SocketRefused and ConfigError."""
         limits = self._front.limits
         self._server = grpc.aio.server(options=_options(limits), maximum_concurrent_rpcs=limits.max_connections)
-        self._calls = Calls(self._front, Methods(self._models), self._access)
+        arriving = Arriving(self._front)
+        self._calls = Calls(self._front, Methods(self._models), self._access, arriving)
         service = grpc.method_handlers_generic_handler(SERVICE, self._calls.handlers())
-        self.health = Health(self._front)
+        self.health = Health(self._front, arriving)
         self._server.add_generic_rpc_handlers((service, self.health.handler(), self._calls.of_nothing()))
         try:
             for address in self._addresses:
@@ -90,7 +92,7 @@ class GrpcService:
 def _options(limits: ServingSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # else a second server on the same port would take a share of the calls
-        ("grpc.max_receive_message_length", limits.max_body_bytes),  # unpacked, too
+        ("grpc.max_receive_message_length", message_bytes(limits)),  # unpacked, too
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),  # of each address
         ("grpc.server_handshake_timeout_ms", int(limits.header_seconds * 1000)),

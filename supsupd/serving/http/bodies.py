@@ -1,23 +1,28 @@
 """What requests bring and answers carry: bodies within their limits, JSON, and errors in one form."""
 
+from __future__ import annotations
+
 import asyncio
+import io
 import json
 import re
-import zlib
-from collections.abc import Collection
-from typing import Any
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from supsupd.config import ServingSettings
-from supsupd.serving.oip.strict_json import ProtocolError
+from supsupd.serving.http.codings import CODINGS, pack
+from supsupd.serving.memory import SMALL_BYTES, TINY_BYTES, Holding, Stage
 
-CODINGS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-"""Content codings and what zlib calls them; "deflate" is a zlib stream."""
-FAST = 1
+if TYPE_CHECKING:
+    from supsupd.serving.front import Front
+
+HELD = "supsupd.held"
+"""In a request's `state`: what it holds of the memory."""
 _NEVER = re.compile(r"q\s*=\s*0(\.0*)?")
 
 
@@ -33,58 +38,101 @@ def error_answer(status: int, text: str, headers: Any = None) -> Response:
     return JsonAnswer({"error": text}, status_code=status, headers=headers)
 
 
-async def read_body(request: Request, settings: ServingSettings, codings: Collection[str] = ()) -> bytes:
-    """The whole body, within the limits of size and time; nothing is read of one that announces too much.
+async def list_answer(request: Request, front: Front, look: Callable[..., list[Any]], *given: object) -> Response:
+    """The answer with a list, which may be long: it is held until the client has taken it."""
+    answer = await front.heavily(lambda: JsonAnswer(look(*given)))
+    await holding_of(request, front).take("answered", len(answer.body), "the list")
+    return answer
 
-    codings: of CODINGS, those that it may come in; the limit of size holds for what they unpack to, too.
+
+def holding_of(request: Request, front: Front) -> Holding:
+    """What a request holds; it is given back when its answer is written."""
+    state = request.scope["state"]
+    if HELD not in state:
+        state[HELD] = front.memory.holding()
+    holding: Holding = state[HELD]
+    return holding
+
+
+async def read_words(request: Request, front: Front) -> bytes:
+    """The whole body of a request that has not much to say: an object of a few words."""
+    coding_of(request)
+    return await read_body(request, front, most=SMALL_BYTES)
+
+
+async def read_body(request: Request, front: Front, stage: Stage = "received", most: int | None = None) -> bytes:
+    """The whole body, as it came, within the limits of size, memory and time; nothing is read of one that announces too
+    much. most: bytes that make sense here, if fewer than may be.
     """
+    limits = front.limits
+    most = limits.max_body_bytes if most is None else min(most, limits.max_body_bytes)
+    told = request.headers.get("content-length")
+    announced = None if told is None else int(told)
+    if announced is not None and announced > most:
+        raise too_large(most)
+    return await _Reading(request, holding_of(request, front), stage, limits, most).whole(announced)
+
+
+def coding_of(request: Request, codings: Collection[str] = ()) -> str:
+    """What the body is coded in, one of `codings` or "identity". Raises HTTPException."""
     coding = request.headers.get("content-encoding", "identity").lower()
     if coding != "identity" and coding not in codings:
         raise HTTPException(415, f"Content-Encoding {coding[:40]} is not supported here")
-    if int(request.headers.get("content-length", "0")) > settings.max_body_bytes:
-        raise _too_large(settings)
-    try:
-        async with asyncio.timeout(settings.body_seconds):
-            body = await _collect(request, settings)
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {settings.body_seconds:g} s") from None
-    return body if coding == "identity" else await run_in_threadpool(_unpacked, body, coding, settings)
+    return coding
 
 
-async def _collect(request: Request, settings: ServingSettings) -> bytes:
-    parts: list[bytes] = []  # mostly one, which is not copied then
-    size, more = 0, True
-    while more:
-        message = await request.receive()
+class _Reading:
+    """One body while it comes: it is held before it is read, by what is announced or has come."""
+
+    def __init__(self, request: Request, holding: Holding, stage: Stage, limits: ServingSettings, most: int) -> None:
+        self._request = request
+        self._holding = holding
+        self._stage: Stage = stage
+        self._limits = limits
+        self._most = most
+        self._left = limits.body_seconds
+
+    async def whole(self, announced: int | None) -> bytes:
+        """All of it, `announced` bytes if that is known. Raises HTTPException, EngineError."""
+        await self._take(announced or 0)
+        part, more = await self._next()
+        if not more and len(part) <= self._most:
+            return part  # mostly so, and not copied then
+        body, room = io.BytesIO(), announced or TINY_BYTES
+        while True:
+            if body.tell() + len(part) > self._most:
+                raise too_large(self._most)
+            if body.tell() + len(part) > room:  # it comes in chunks; how much of it, nobody knows
+                room = SMALL_BYTES if body.tell() + len(part) <= SMALL_BYTES else self._most
+                await self._take(room)
+            body.write(part)
+            if not more:
+                self._holding.keep(self._stage, body.tell())
+                return body.getvalue()  # the same bytes, no copy
+            part, more = await self._next()
+
+    async def _take(self, size: int) -> None:
+        await self._holding.take(self._stage, size, f"a body of {size} bytes")
+
+    async def _next(self) -> tuple[bytes, bool]:
+        """What has come since, and whether there is more."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._left):
+                message = await self._request.receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not come within {self._limits.body_seconds:g} s") from None
+        self._left -= time.monotonic() - began
         if message["type"] == "http.disconnect":
             raise HTTPException(400, "the body ends too early")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > settings.max_body_bytes:
-            raise _too_large(settings)
-        more = message.get("more_body", False)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _unpacked(body: bytes, coding: str, settings: ServingSettings) -> bytes:
-    stream = zlib.decompressobj(CODINGS[coding])
-    try:
-        unpacked = stream.decompress(body, settings.max_body_bytes + 1)
-    except zlib.error as error:
-        raise ProtocolError(f"bad_request: the body is not {coding}: {error}") from None
-    if len(unpacked) > settings.max_body_bytes:
-        raise _too_large(settings)
-    if not stream.eof or stream.unused_data:
-        raise ProtocolError(f"bad_request: the body is not one whole stream of {coding}")
-    return unpacked
+        return message.get("body", b""), message.get("more_body", False)
 
 
 def compressed(answer: Response, accepted: str) -> Response:
     """The answer in a coding that `Accept-Encoding` names, if it is shorter then."""
     coding = _coding_of(accepted)
     if coding is not None:
-        stream = zlib.compressobj(FAST, zlib.DEFLATED, CODINGS[coding])
-        body = stream.compress(answer.body) + stream.flush()
+        body = pack(bytes(answer.body), coding)
         if len(body) < len(answer.body):
             answer.body = body
             answer.headers["Content-Encoding"] = coding
@@ -101,5 +149,5 @@ def _coding_of(accepted: str) -> str | None:
     return None
 
 
-def _too_large(settings: ServingSettings) -> HTTPException:
-    return HTTPException(413, f"the body is larger than {settings.max_body_bytes} bytes")
+def too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"the body is larger than {most} bytes")

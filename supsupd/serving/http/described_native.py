@@ -18,7 +18,7 @@ from supsupd.answers import (
     Task,
     TaskInDetail,
 )
-from supsupd.choices import BATCH_STATES
+from supsupd.choices import BATCH_STATES, PAGE_ROWS
 from supsupd.serving.http.operation import (
     BINARY,
     BYTES,
@@ -34,7 +34,10 @@ from supsupd.serving.http.operation import (
 )
 
 PRINTABLE = {**text(1, 255), "pattern": r"^[\x20-\x7E]+$"}
-LIMIT = {"type": "integer", "minimum": 1, "maximum": 10**18 - 1}
+PAGE = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1},
+    "after": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
+}
 ID = {"batch": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1, "examples": [1]}}
 REFERENCE = {"task": {**text(1, 300), "examples": ["1", "task-2"]}}
 _TASK, _BATCH = "/v1/tasks/{task}", "/v1/batches/{batch}"
@@ -79,7 +82,9 @@ NATIVE: Mapping[str, Operation] = {
     f"POST {_TASK}/split": _on_task("Makes a new task of a task's batches from one on.", _one("from", NUMBER)),
     f"POST {_TASK}/rollback": _on_task("Gives a task the mask of an earlier version.", _one("to", NUMBER)),
     "GET /v1/batches": Operation(
-        "The ledger, oldest first.", list[Batch], query={"state": words(*BATCH_STATES), "limit": LIMIT}
+        f"The ledger, oldest first; at most {PAGE_ROWS} rows at once, those after an id.",
+        list[Batch],
+        query={"state": words(*BATCH_STATES), **PAGE},
     ),
     "POST /v1/batches": Operation(
         "Hands a batch over; the answer comes when its bytes are durable.",
@@ -100,7 +105,9 @@ NATIVE: Mapping[str, Operation] = {
     f"POST {_BATCH}/retry": Operation("Sends a rejected batch in again.", Batch, 202, path=ID, errors=(409,)),
     f"POST {_BATCH}/drop": Operation("Gives up a batch that waits or was rejected.", Batch, path=ID, errors=(409,)),
     "GET /v1/rejected": Operation(
-        "The rejected batches that nobody has dealt with.", list[RejectedBatch], query={"limit": LIMIT}
+        f"The rejected batches that nobody has dealt with; at most {PAGE_ROWS} at once, those after an id.",
+        list[RejectedBatch],
+        query=PAGE,
     ),
     "GET /v1/sources": Operation("What batches come from.", list[Source]),
     "POST /v1/sources/{source}/accept": Operation("Accepts what a source lost: it goes on.", Gap),

@@ -50,6 +50,8 @@ class Exchange(RequestResponseCycle):
             if self.more_body or self._connection.shared.front.draining:
                 self.keep_alive = False
         await super().send(message)  # type: ignore[arg-type]
+        if self.flow.write_paused:  # what the client has not taken is still held
+            await self.flow.drain()
 
     def drop(self) -> None:
         """Nobody waits for the answer any more; the application hears that the client has gone."""

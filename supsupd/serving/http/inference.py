@@ -10,7 +10,8 @@ from starlette.responses import Response
 from supsupd.serving.access import GuardedRoute, caller_of
 from supsupd.serving.engine import ExtensionNotSupported
 from supsupd.serving.front import Front
-from supsupd.serving.http.bodies import CODINGS, JsonAnswer, compressed, read_body
+from supsupd.serving.http.bodies import JsonAnswer, coding_of, compressed, holding_of, read_body, read_words
+from supsupd.serving.http.codings import CODINGS, Measure, measure, unpack
 from supsupd.serving.oip import protocol
 from supsupd.serving.oip.models import LIGHT_BYTES, LIGHT_TEXT, Models
 from supsupd.serving.oip.protocol import InferAnswer, InferRequest, ProtocolError
@@ -23,6 +24,10 @@ NOT_SERVED = (
     "/v2/trace/setting",
     "/v2/models/{model}/trace/setting",
 )
+LIGHT_PACKED = 1 << 13
+"""A coded body that takes a few milliseconds at most, whatever it unpacks to."""
+VALUE_BYTES, BRAIN_RATIO = 8, 2
+"""The most that a number of JSON takes in a tensor; what two raw bytes of BF16 do, in twos."""
 _DIGITS = re.compile(r"[0-9]{1,18}")
 
 
@@ -89,7 +94,7 @@ class Inference:
     async def index(self, request: Request) -> Response:
         ready = field(await self._object(request), "ready", bool, False)
         listed = await self.models.index(ready)
-        return await run_in_threadpool(JsonAnswer, listed)
+        return await self.front.heavily(JsonAnswer, listed)
 
     async def load(self, request: Request) -> Response:
         parameters = field(await self._object(request), "parameters", dict, {})
@@ -113,24 +118,37 @@ class Inference:
     async def infer(self, request: Request) -> Response:
         name, version = _model(request)
         self.models.check_name(name, version)
-        body = await read_body(request, self.front.limits, CODINGS)
-        json_bytes = _json_bytes(request)
-        if json_bytes == 0:
-            asked = protocol.decode_raw(body, (await self.models.shapes())["input_shape"])
-        elif len(body) <= LIGHT_BYTES and (len(body) if json_bytes is None else json_bytes) <= LIGHT_TEXT:
-            asked = protocol.decode_request(body, json_bytes)
-        else:
-            asked = await run_in_threadpool(protocol.decode_request, body, json_bytes)
-        answer = await self.models.infer(name, version, asked)
+        coding = coding_of(request, CODINGS)
+        holding = holding_of(request, self.front)
+        asked = await self._decoded(request, await read_body(request, self.front), coding)
+        answer = await self.models.infer(name, version, asked, holding)
         is_local = request.client is None  # on a Unix socket, packing only takes time
         accepted = "" if is_local else request.headers.get("accept-encoding", "")
         if sum(tensor.nbytes for tensor in answer.outputs) <= LIGHT_TEXT:
             return _written(answer, asked)
-        return await run_in_threadpool(lambda: compressed(_written(answer, asked), accepted))
+        return await self.front.heavily(lambda: compressed(_written(answer, asked), accepted))
+
+    async def _decoded(self, request: Request, body: bytes, coding: str) -> InferRequest:
+        """What a body says; it holds the memory for what it becomes before it does."""
+        json_bytes = _json_bytes(request)
+        row_shape = (await self.models.shapes())["input_shape"] if json_bytes == 0 else None
+        text_bytes = len(body) if json_bytes is None else json_bytes
+        if coding == "identity" and (row_shape or (len(body) <= LIGHT_BYTES and text_bytes <= LIGHT_TEXT)):
+            return _decode(body, json_bytes, row_shape)
+        most, holding = self.front.limits.max_body_bytes, holding_of(request, self.front)
+        away = run_in_threadpool if len(body) <= LIGHT_PACKED else self.front.heavily
+        found = await away(measure, body, coding, most, json_bytes)
+        await holding.take("decoded", _needed(found, coding), "what this request becomes")
+        asked = await away(lambda: _decode(unpack(body, coding, most), json_bytes, row_shape))
+        if json_bytes is None:  # nothing is left of the text
+            holding.keep("decoded", sum(tensor.nbytes for tensor in asked.inputs))
+        if json_bytes is None or coding != "identity":
+            holding.give("received")
+        return asked
 
     async def _object(self, request: Request) -> dict[str, Any]:
         """The body, an object; none stands for an empty one."""
-        body = await read_body(request, self.front.limits)
+        body = await read_words(request, self.front)
         return parse_object(body) if body else {}
 
 
@@ -147,6 +165,17 @@ def _json_bytes(request: Request) -> int | None:
     if not _DIGITS.fullmatch(told):
         raise ProtocolError("bad_request: Inference-Header-Content-Length must be a number of bytes")
     return int(told)
+
+
+def _decode(body: bytes, json_bytes: int | None, row_shape: list[int] | None) -> InferRequest:
+    """row_shape: of the body that is nothing but one row."""
+    return protocol.decode_request(body, json_bytes) if row_shape is None else protocol.decode_raw(body, row_shape)
+
+
+def _needed(found: Measure, coding: str) -> int:
+    """Bytes that a body takes beside itself."""
+    unpacked = 0 if coding == "identity" else found.size
+    return unpacked + VALUE_BYTES * found.commas + (BRAIN_RATIO * found.size if found.is_brain else 0)
 
 
 def _written(answer: InferAnswer, asked: InferRequest) -> Response:

@@ -8,11 +8,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from supsupd.choices import BATCH_STATES
+from supsupd.choices import BATCH_STATES, PAGE_ROWS
 from supsupd.serving.access import GuardedRoute, caller_of
 from supsupd.serving.engine import BadInput, TaskUnknown
 from supsupd.serving.front import Front
-from supsupd.serving.http.bodies import JsonAnswer, read_body
+from supsupd.serving.http.bodies import JsonAnswer, coding_of, list_answer, read_body, read_words
 from supsupd.serving.oip import protocol
 
 MAX_NAME = 255
@@ -60,7 +60,7 @@ class Native:
         retired = _query(request, "all").get("all", "false")
         if retired not in ("true", "false"):
             raise BadInput("bad_request: all must be true or false")
-        return JsonAnswer(await run_in_threadpool(self.engine.tasks, retired == "true"))
+        return await list_answer(request, self.front, self.engine.tasks, retired == "true")
 
     async def task(self, request: Request) -> Response:
         return JsonAnswer(await run_in_threadpool(self.engine.task, _reference(request)))
@@ -91,7 +91,7 @@ class Native:
         return JsonAnswer(await self.front.patiently(self.engine.rollback, _reference(request), version, by))
 
     async def history(self, request: Request) -> Response:
-        return JsonAnswer(await run_in_threadpool(self.engine.history, _reference(request)))
+        return await list_answer(request, self.front, self.engine.history, _reference(request))
 
     async def why(self, request: Request) -> Response:
         return JsonAnswer(await run_in_threadpool(self.engine.why, _batch_id(request)))
@@ -108,8 +108,8 @@ class Native:
         return JsonAnswer(await self.front.patiently(self.engine.drop, _batch_id(request)))
 
     async def rejected(self, request: Request) -> Response:
-        limit = _limit(_query(request, "limit"))
-        return JsonAnswer(await run_in_threadpool(self.engine.rejected, limit))
+        page = _page(_query(request, "limit", "after"))
+        return await list_answer(request, self.front, self.engine.rejected, *page)
 
     async def sources(self, request: Request) -> Response:
         return JsonAnswer(await run_in_threadpool(self.engine.sources))
@@ -119,7 +119,7 @@ class Native:
 
     async def _value(self, request: Request, key: str, *kinds: type) -> Any:
         """The one value of a body {key: value}."""
-        body = protocol.parse_object(await read_body(request, self.front.limits))
+        body = protocol.parse_object(await read_words(request, self.front))
         value = body.get(key)
         if set(body) != {key} or type(value) not in kinds or (type(value) is int and not 0 <= value < 2**63):
             shown = "N" if int in kinds else '"..."'
@@ -127,11 +127,11 @@ class Native:
         return value
 
     async def batches(self, request: Request) -> Response:
-        query = _query(request, "state", "limit")
-        state, limit = query.get("state"), _limit(query)
+        query = _query(request, "state", "limit", "after")
+        state, page = query.get("state"), _page(query)
         if state is not None and state not in BATCH_STATES:
             raise BadInput("bad_request: state must be one of " + ", ".join(BATCH_STATES))
-        return JsonAnswer(await run_in_threadpool(self.engine.batches, state, limit))
+        return await list_answer(request, self.front, self.engine.batches, state, *page)
 
     async def submit(self, request: Request) -> Response:
         name = _query(request, "name").get("name", "")
@@ -141,7 +141,8 @@ class Native:
         if len(keys) > 1 or not all(1 <= len(key) <= MAX_NAME and key.isprintable() for key in keys):
             raise BadInput(f"bad_request: expected one Idempotency-Key of 1 to {MAX_NAME} printable characters")
         media_type = request.headers.get("content-type")
-        payload = await read_body(request, self.front.limits)
+        coding_of(request)
+        payload = await read_body(request, self.front, "posted")
         key, sender = keys[0] if keys else None, caller_of(request).sender
         staged = await self.front.patiently(self.engine.submit, name, payload, media_type, key, sender)
         return JsonAnswer(staged, status_code=202)
@@ -164,11 +165,14 @@ def _batch_id(request: Request) -> int:
     return int(text)
 
 
-def _limit(query: dict[str, str]) -> int | None:
-    limit = query.get("limit")
+def _page(query: dict[str, str]) -> tuple[int, int | None]:
+    """How many rows of a list are told, and after which id they begin."""
+    limit, after = query.get("limit"), query.get("after")
     if limit is not None and (not _is_number(limit) or int(limit) < 1):
         raise BadInput("bad_request: limit must be an integer of 1 or more")
-    return None if limit is None else int(limit)
+    if after is not None and not _is_number(after):
+        raise BadInput("bad_request: after must be an integer of 0 or more")
+    return min(PAGE_ROWS, PAGE_ROWS if limit is None else int(limit)), None if after is None else int(after)
 
 
 def _reference(request: Request) -> str:

@@ -15,10 +15,11 @@ from supsupd import __version__
 from supsupd.serving.batching import Pass
 from supsupd.serving.engine import MODEL_NAME, EngineError, NoModelYet, Prediction, TaskModel, TaskUnknown
 from supsupd.serving.front import Front
+from supsupd.serving.memory import Holding
 from supsupd.serving.oip.loading import version_to_load
 from supsupd.serving.oip.log_settings import change_log_settings, log_settings
 from supsupd.serving.oip.naming import OWN_VERSION, NotLoaded, UnknownModel, meant, reason
-from supsupd.serving.oip.outputs import model_config, model_metadata, output_tensors, wanted_outputs
+from supsupd.serving.oip.outputs import model_config, model_metadata, output_tensors, row_bytes, wanted_outputs
 from supsupd.serving.oip.protocol import InferAnswer, InferRequest, ProtocolError, question_of, timeout_of
 
 EXTENSIONS = (
@@ -33,6 +34,8 @@ EXTENSIONS = (
 LIGHT_BYTES, LIGHT_TEXT, LIGHT_VALUES = 1 << 20, 1 << 16, 1 << 10
 """What is gone through in well under a millisecond: as an array, as JSON, and one by one; more is left to another
 thread. Handing over costs some tenths of a millisecond itself."""
+LIGHT_ROWS = 16
+"""So few have no answer that is worth counting."""
 
 T = TypeVar("T")
 
@@ -142,13 +145,16 @@ class Models:
         """Which lines are logged, after these changes; `by`: who asks."""
         return change_log_settings(changes, by) if changes else log_settings()
 
-    async def infer(self, name: str, version: str, request: InferRequest) -> InferAnswer:
-        """The answer to a request. Raises what `Front.infer` raises, too."""
+    async def infer(self, name: str, version: str, request: InferRequest, holding: Holding) -> InferAnswer:
+        """The answer to a request, for which `holding` takes the memory. Raises what `Front.infer` raises, too."""
         began = time.monotonic()
         task, wanted = meant(name, version)
         try:
             outputs = wanted_outputs(request.outputs)
-            question = await _away(_bytes_of(request) > LIGHT_BYTES, question_of, request, task)
+            question = await self._away(_bytes_of(request) > LIGHT_BYTES, question_of, request, task)
+            if len(question.x) > LIGHT_ROWS:
+                size = len(question.x) * row_bytes(outputs, (self.engine.model() or {}).get("classes", ()))
+                await holding.take("answered", size, f"an answer to {len(question.x)} rows", timeout_of(request))
             passes: list[Pass] = []
             asked = time.monotonic()
             prediction = await self.front.infer(question, timeout_of(request), passes.append)
@@ -156,7 +162,7 @@ class Models:
             if task is not None:
                 await self._check(task, wanted, prediction)
             values = len(question.x) * (1 + sum(classes or 0 for _, classes in outputs))
-            tensors = await _away(values > LIGHT_VALUES, output_tensors, prediction, outputs)
+            tensors = await self._away(values > LIGHT_VALUES, output_tensors, prediction, outputs)
         except (EngineError, ProtocolError) as error:
             if task is None or self.engine.served_version(task) is not None:
                 self.front.statistics.failed(name, time.monotonic() - began)
@@ -166,6 +172,10 @@ class Models:
         stages = (passes[0].began - asked, asked - began, answered - passes[0].began, time.monotonic() - answered)
         self.front.statistics.succeeded(name, len(question.x), stages, passes[0])
         return InferAnswer(name, str(OWN_VERSION if task is None else prediction.version), request.id, tensors)
+
+    async def _away(self, is_long: bool, work: Callable[..., T], *given: Any) -> T:
+        """What `work` gives; done by another thread if it would hold up the loop."""
+        return await self.front.heavily(work, *given) if is_long else work(*given)
 
     async def _check(self, task: int, wanted: int | None, prediction: Prediction) -> None:
         """Raises EngineError unless this task answered, by the version that was asked for."""
@@ -188,11 +198,6 @@ class Models:
         if version is not None and version not in model.versions:
             raise UnknownModel(f"task-{task}", str(version))
         return model
-
-
-async def _away(is_long: bool, work: Callable[..., T], *given: Any) -> T:
-    """What `work` gives; done by another thread if it would hold up the loop."""
-    return await run_in_threadpool(work, *given) if is_long else work(*given)
 
 
 def _bytes_of(request: InferRequest) -> int:

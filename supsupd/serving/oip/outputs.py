@@ -13,6 +13,8 @@ from supsupd.serving.oip.protocol import INPUT, ProtocolError, RequestedOutput, 
 from supsupd.serving.oip.tensors import Tensor
 
 PLATFORM = "supsupd"
+ROW_BYTES, VALUE_BYTES, TOLD_BYTES = 160, 24, 160
+"""What a row takes beside its probabilities; a probability, as an array and in JSON; and one as "value:index:label"."""
 OUTPUTS = ("label", "probabilities", "task", "entropy", "known")
 ALL = tuple(RequestedOutput(name) for name in OUTPUTS)
 CLASSIFIED = "probabilities"
@@ -80,6 +82,13 @@ def wanted_outputs(asked: Sequence[RequestedOutput]) -> list[tuple[str, int | No
     if any(name != CLASSIFIED for name, classes in wanted if classes is not None):
         raise ProtocolError(f"bad_request: classification is there for output {CLASSIFIED} only")
     return wanted
+
+
+def row_bytes(wanted: Sequence[tuple[str, int | None]], classes: Sequence[int | str]) -> int:
+    """About the most that one row of these outputs takes while it is computed and written, as text or raw."""
+    longest = max((len(str(label)) for label in classes), default=0)
+    told = sum(most or 0 for _, most in wanted) * (TOLD_BYTES + 3 * longest)
+    return ROW_BYTES + 3 * longest + VALUE_BYTES * len(classes) + told
 
 
 def output_tensors(prediction: Prediction, wanted: Sequence[tuple[str, int | None]]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 behind it. Pure functions; what a request and an answer are is the same for gRPC.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import orjson
 from supsupd.choices import METHODS, OBJECTIVE_ALIASES, OBJECTIVES
 from supsupd.serving.engine import ExtensionNotSupported, Question
 from supsupd.serving.oip import strict_json
+from supsupd.serving.oip.long_data import PIECE_BYTES, Numbers, parse_long_object
 from supsupd.serving.oip.strict_json import ProtocolError, parse_object
 from supsupd.serving.oip.tensors import Tensor, from_json, from_raw, to_json, to_raw
 
@@ -21,6 +22,12 @@ INPUT = "x"
 HEADS, HEAD_BYTES = 256, 1 << 12
 """Heads of raw tensors that are remembered, and how long one may be: a client asks with the same head again and again,
 and to read it takes a tenth of a small request's time."""
+
+
+PIECE_VALUES = 1 << 14
+"""Of a tensor, that are written as JSON at once: about a millisecond."""
+_PLACE = {"data": None}
+_PLACE_JSON = orjson.dumps(_PLACE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ def decode_request(body: bytes, json_bytes: int | None = None) -> InferRequest:
 
 def _decode_head(head: bytes) -> _Head:
     """The JSON of a request. Raises ProtocolError."""
-    request = parse_object(head)
+    request = parse_object(head) if len(head) <= PIECE_BYTES else parse_long_object(head)
     outputs = strict_json.field(request, "outputs", list, [])
     parameters = strict_json.field(request, "parameters", dict, {})
     strict_json.field(parameters, "binary_data_output", bool, None)
@@ -114,18 +121,37 @@ def encode_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, li
     """The JSON of an answer, and the raw tensors that follow it: those that are asked for so."""
     all_raw = request.parameters.get("binary_data_output") is True
     raw: list[bytes] = []
-    outputs = []
+    outputs: list[dict[str, Any]] = []
+    long: list[Tensor] = []
     for place, tensor in enumerate(answer.outputs):
         told: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if request.outputs[place].parameters.get("binary_data", all_raw) if request.outputs else all_raw:
             raw.append(to_raw(tensor))
             told["parameters"] = {"binary_data_size": len(raw[-1])}
+        elif tensor.elements > PIECE_VALUES:
+            told["data"] = _PLACE
+            long.append(tensor)
         else:
             told["data"] = to_json(tensor)
         outputs.append(told)
     echo = {} if answer.id is None else {"id": answer.id}
     head = {"model_name": answer.model_name, "model_version": answer.model_version, **echo, "outputs": outputs}
-    return orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY), raw
+    return _with_data(orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY), long), raw
+
+
+def _with_data(head: bytes, long: Sequence[Tensor]) -> bytes:
+    """The JSON with the data of tensors in their places: no string can hold what stands there, for its quotes."""
+    parts = []
+    for tensor in long:
+        before, _, head = head.partition(_PLACE_JSON)
+        parts += [before, b"[", b",".join(_in_pieces(tensor)), b"]"]
+    return b"".join([*parts, head])
+
+
+def _in_pieces(tensor: Tensor) -> Iterator[bytes]:
+    values = to_json(tensor)
+    for at in range(0, len(values), PIECE_VALUES):
+        yield orjson.dumps(values[at : at + PIECE_VALUES], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
 def question_of(request: InferRequest, task: int | None = None) -> Question:
@@ -168,6 +194,8 @@ def _decode_input(told: Any) -> Tensor | _RawInput:
         if "data" in told:
             raise ProtocolError("bad_request: an input has both data and binary_data_size")
         return _RawInput(told["name"], told.get("datatype"), told.get("shape"), size)
+    if isinstance(told.get("data"), Numbers):
+        return told["data"].tensor(told["name"], told.get("datatype"), told.get("shape"))
     data = strict_json.field(told, "data", list, None)
     if data is None:
         raise ProtocolError("bad_request: an input has neither data nor binary_data_size")

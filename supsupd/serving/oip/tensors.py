@@ -49,6 +49,10 @@ class Tensor:
         """About how much there is to go through."""
         return sum(map(len, self.data)) if isinstance(self.data, list) else self.data.nbytes
 
+    @property
+    def elements(self) -> int:
+        return len(self.data) if isinstance(self.data, list) else self.data.size
+
 
 def from_raw(name: str, datatype: Any, shape: Any, raw: bytes | memoryview) -> Tensor:
     """A tensor of raw bytes: row-major, little-endian; BF16 as two bytes, an element of BYTES after its length.
@@ -58,13 +62,15 @@ def from_raw(name: str, datatype: Any, shape: Any, raw: bytes | memoryview) -> T
     shape = check_shape(name, shape)
     if datatype == "BYTES":
         return Tensor(name, datatype, shape, _split_bytes(name, math.prod(shape), raw))
-    dtype = DATATYPES["UINT16"] if datatype == "BF16" else _dtype_of(name, datatype, "BF16", "BYTES")
+    dtype = DATATYPES["UINT16"] if datatype == "BF16" else dtype_of(name, datatype, "BF16", "BYTES")
     wanted = math.prod(shape) * dtype.itemsize
     if len(raw) != wanted:
         raise ProtocolError(f"shape_mismatch: {datatype} {list(shape)} of {name} takes {wanted} bytes, {len(raw)} came")
     array = np.frombuffer(raw, dtype)
     if datatype == "BF16":  # the upper half of an FP32
-        array = (array.astype("<u4") << 16).view("<f4")
+        wide = array.astype("<u4")
+        wide <<= 16
+        array = wide.view("<f4")
     elif datatype == "BOOL" and array.view("u1").max() > 1:
         raise ProtocolError(f"bad_datatype: BOOL data of {name} must be bytes 0 or 1 only")
     return Tensor(name, datatype, shape, array.reshape(shape))
@@ -86,9 +92,9 @@ def from_json(name: str, datatype: Any, shape: Any, data: list[Any]) -> Tensor:
     Raises ProtocolError: bad_datatype (BF16 and BYTES too, which come as raw bytes only), shape_mismatch.
     """
     shape = check_shape(name, shape)
-    dtype = _dtype_of(name, datatype)
-    values, kinds = _flatten(name, data, shape)
-    return Tensor(name, datatype, shape, _to_array(name, datatype, dtype, values, kinds).reshape(shape))
+    dtype = dtype_of(name, datatype)
+    values, kinds = flatten(name, data, shape)
+    return Tensor(name, datatype, shape, as_array(name, datatype, dtype, values, kinds).reshape(shape))
 
 
 def to_json(tensor: Tensor) -> list[str] | np.ndarray:
@@ -113,7 +119,8 @@ def check_shape(name: str, shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _dtype_of(name: str, datatype: Any, *others: str) -> np.dtype:
+def dtype_of(name: str, datatype: Any, *others: str) -> np.dtype:
+    """What the values of a datatype are in an array. Raises ProtocolError for one that is none, nor one of `others`."""
     dtype = DATATYPES.get(datatype) if type(datatype) is str else None
     if dtype is None:
         raise ProtocolError(f"bad_datatype: {name} must be one of " + ", ".join([*DATATYPES, *others]))
@@ -132,8 +139,8 @@ def _split_bytes(name: str, count: int, raw: bytes | memoryview) -> list[bytes]:
     return elements
 
 
-def _flatten(name: str, data: list[Any], shape: Sequence[int]) -> tuple[list[Any], set[type]]:
-    """The values of `data`, and of which types they are."""
+def flatten(name: str, data: list[Any], shape: Sequence[int]) -> tuple[list[Any], set[type]]:
+    """The values of `data`, and of which types they are. Raises ProtocolError: shape_mismatch."""
     kinds = set(map(type, data))
     if list in kinds:
         for axis, size in enumerate(shape[1:], start=1):
@@ -144,13 +151,19 @@ def _flatten(name: str, data: list[Any], shape: Sequence[int]) -> tuple[list[Any
             data = list(chain.from_iterable(data))
             kinds = set(map(type, data))
     if len(data) != math.prod(shape):
-        raise ProtocolError(
-            f"shape_mismatch: shape {list(shape)} of {name} wants {math.prod(shape)} values, data has {len(data)}"
-        )
+        raise miscounted(name, shape, len(data))
     return data, kinds
 
 
-def _to_array(name: str, datatype: str, dtype: np.dtype, values: list[Any], kinds: set[type]) -> np.ndarray:
+def miscounted(name: str, shape: Sequence[int], count: int) -> ProtocolError:
+    """What is wrong with so many values for this shape."""
+    return ProtocolError(
+        f"shape_mismatch: shape {list(shape)} of {name} wants {math.prod(shape)} values, data has {count}"
+    )
+
+
+def as_array(name: str, datatype: str, dtype: np.dtype, values: list[Any], kinds: set[type]) -> np.ndarray:
+    """Flat values, of these types, as an array. Raises ProtocolError: bad_datatype."""
     fitting: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
     allowed = fitting.get(dtype.kind, {int})
     if not kinds <= allowed:
