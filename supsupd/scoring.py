@@ -32,8 +32,10 @@ def score(predictor: Predictor, batch: Batch, place: int | None = None) -> Score
     """Under the mask at `place` if it is given. Raises BatchRejected for rows of another width."""
     *_, answer = answer_in_slices(predictor, batch.x, predictor.query(place, per_sample=False))
     if isinstance(answer, ShapeMismatch):
-        raise BatchRejected("schema_mismatch", str(answer)) from None
-    assert isinstance(answer, Answer)  # the predictor's own way can always be gone
+        raise BatchRejected("schema_mismatch", str(answer))
+    if isinstance(answer, Exception):
+        raise answer
+    assert answer is not None
     known, task_id = bool(answer.known[0]), int(answer.task[0])
     word = "within" if known else "beyond"
     reason = f"{predictor.objective} {answer.surprise:.2f} sd from task {task_id}'s own, {word} {answer.limit:.2f}"
