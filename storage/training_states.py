@@ -1,5 +1,6 @@
 """Scores and optimiser state of the recently active tasks, so that one that returns goes on where it was."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Select, delete, func, select, update
@@ -30,6 +31,11 @@ def get_payload(session: Session, task_id: int) -> bytes | None:
 def load_states(session: Session, count: int | None = None) -> list[StateRow]:
     """The stored states of tasks in use, the most recent task first; at most `count`."""
     return list(session.scalars(_recent(select(TrainingStateRow)).limit(count)))
+
+
+def iter_states(session: Session) -> Iterator[StateRow]:
+    """All stored states, those of retired tasks too, one at a time."""
+    yield from session.scalars(select(TrainingStateRow).order_by(TrainingStateRow.turn).execution_options(yield_per=1))
 
 
 def keep_recent(session: Session, count: int) -> None:

@@ -45,7 +45,7 @@ def _stored(session: Session) -> Iterator[tuple[str, bytes | Iterable[np.ndarray
     for row in tasks.iter_tasks(session, retired=True):
         if row.statistics is not None:
             yield f"task.{row.id}: sums of features", row.statistics
-    for state in training_states.load_states(session):
+    for state in training_states.iter_states(session):
         yield f"task.{state.task_id}: training state", state.payload
     if (products := features.get_products(session)) is not None:
         yield "features", [FeatureModel.products_from_bytes(products)]
