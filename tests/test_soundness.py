@@ -54,7 +54,7 @@ def learned(tmp_path_factory):
 def poison(data):
     """The same arrays, one number of which is none."""
     arrays = {name: array.copy() for name, array in load(data).items()}
-    next(array for array in arrays.values() if array.dtype.kind == "f" and array.size).flat[0] = math.nan
+    next(array for _, array in sorted(arrays.items()) if array.dtype.kind == "f" and array.size).flat[0] = math.nan
     return save(arrays)
 
 
