@@ -104,7 +104,7 @@ def staged(folder: Path, make_source: Callable[[], Source], count: int) -> dict[
     """Takes all that one source has; batches a second, and the shares of the time."""
     state, files = folder / "state", TimedFiles()
     upgrade(state / "supsup.db")
-    settings = IntakeSettings(max_queue=count + 1, max_spool_bytes=1 << 40)
+    settings = IntakeSettings(max_queue=2 * (count + 1), max_spool_bytes=1 << 40)
     database = TimedDatabase.open(state / "supsup.db")
     with closing(database), closing(ProcessDecoder(Reading())) as decoder, closing(make_source()) as source:
         (first,) = payloads(1, 99)
@@ -117,7 +117,7 @@ def staged(folder: Path, make_source: Callable[[], Source], count: int) -> dict[
         started = time.perf_counter()
         thread = threading.Thread(target=intake.loop, args=(intake.progress[0], stopping))
         thread.start()
-        while staging.room().batches > 1:  # looked for only after a group: looking takes time, too
+        while staging.room(source.name).batches > 1:  # looked for only after a group: looking takes time, too
             staged.wait(10)
             staged.clear()
             if (problem := source.problem()) is not None:

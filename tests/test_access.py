@@ -17,6 +17,7 @@ from supsupd.serving.front import Front
 from supsupd.serving.http.app import create_app
 from supsupd.serving.listeners import adopt
 from supsupd.serving.server import Server
+from supsupd.tokens import Tokens
 
 CHALLENGE = {"www-authenticate": "Bearer"}
 
@@ -91,6 +92,24 @@ def test_a_route_takes_its_role_and_no_less(port, credentials, method, path, rol
         else:
             assert (granted, status) == (granted, 403)
             assert error_of(body) == f"forbidden: this takes the role {role}, and yours is {granted}"
+
+
+def test_a_posted_batch_is_its_tokens_whatever_the_label_and_a_key_is_nobody_elses(tmp_path):
+    tokens, engine = Tokens(tmp_path), TinyEngine()
+    access = Access(ServingSettings, tokens)
+    with serving(engine, tmp_path / "s", tcp=True, access=access) as server:
+        batches = set()
+        for label in ("a", "b"):
+            token, text = tokens.create("submit", label=label)
+            headers = {"Host": "localhost", "Authorization": f"Bearer {text}", "Idempotency-Key": "same"}
+            with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=20)) as connection:
+                connection.request("POST", "/v1/batches?name=a.npz", label.encode(), headers)
+                answer = connection.getresponse()
+                assert answer.status == 202
+                batches.add(json.loads(answer.read())["batch"])
+            assert engine.sent_by == f"token {token.id}"
+            assert len(engine.sent_by) <= 64
+        assert len(batches) == 2
 
 
 READ_ANOTHER_WAY = (

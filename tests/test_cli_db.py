@@ -78,10 +78,10 @@ def test_the_same_commands_look_after_postgresql(tmp_path):
         assert db("upgrade", **given).stdout == "upgraded: 0001, 0002, 0003, 0004, 0005, 0006\n"
         assert db("verify", **given).stdout == "ok\n"
         made = db("backup", tmp_path / "b.tar", **given)
-        assert made.stdout.startswith("backed up schema 0005, 0 tasks,"), made.stderr
+        assert made.stdout.startswith("backed up schema 0006, 0 tasks,"), made.stderr
         assert db("downgrade", **given).stdout == "downgraded: 0006 to 0005\n"
         assert "revision 0006 is not applied" in db("verify", **given).stderr
-        assert db("restore", tmp_path / "b.tar", **given).stdout.startswith("restored schema 0005")
+        assert db("restore", tmp_path / "b.tar", **given).stdout.startswith("restored schema 0006")
         assert db("prune", "--keep", "3", **given).stdout == "removed 0 mask versions, 0 spooled files\n"
         assert db("verify", **given).stdout == "ok\n"
 

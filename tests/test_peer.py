@@ -35,6 +35,12 @@ def test_an_operators_command_carries_the_user_who_connected(tmp_path):
         assert engine.asked_by == show_user(os.getuid())
 
 
+def test_a_posted_batch_is_its_users(tmp_path):
+    with served(tmp_path / "sock") as engine, Client(tmp_path / "sock") as client:
+        client.submit("a.npz", b"bytes")
+        assert engine.sent_by == f"uid {os.getuid()}"
+
+
 def test_no_header_and_no_field_can_say_otherwise(tmp_path):
     transport = httpx.HTTPTransport(uds=str(tmp_path / "sock"))
     with served(tmp_path / "sock") as engine, httpx.Client(transport=transport, base_url="http://d") as client:

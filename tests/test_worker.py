@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from daemon_process import ask, until, what_was_learned
 from digits import draw, held_out
+from sqlalchemy import func, select
 
 from storage import ledger
-from storage.db import CommitUnknown, Database, StoreError, upgrade
+from storage.db import CommitUnknown, Database, StoreError, ValueRefused, upgrade
+from storage.models import BatchRow
 from storage.spool import Spool
 from streams.batch import Batch
 from streams.formats import encode
@@ -345,3 +347,40 @@ def test_a_cap_on_new_tasks_makes_the_second_one_wait(new_store):
     assert states(settings) == ["committed"] * 4 + ["unsure"] * 4
     ((reason,),) = ask(settings.state, "SELECT reason FROM batch ORDER BY id DESC LIMIT 1")
     assert reason.endswith("it has to wait: 1 tasks were found in the last hour, at most 1 may be")
+
+
+def test_what_was_given_up_undecided_may_be_sent_again_and_is_learned_then(new_store):
+    """Junk of somebody else's pushes a provisional task out: its batches are not lost for good."""
+    narrow = RecognitionSettings(max_provisional=1, patience_batches=1)
+    settings = new_store().model_copy(update={"recognition": narrow})
+    rng = np.random.default_rng(0)
+    junk = [{"x": rng.random((8, 64)).astype(np.float32), "y": rng.integers(0, 5, 8)} for _ in range(4)]
+    with worker_of(settings, batches=junk) as worker:
+        learn_all(worker)
+        given_up = [number for number, state in enumerate(states(settings)) if state == "quarantined"]
+        assert given_up
+        before = len(states(settings))
+        stage(settings, worker.database, [junk[number] for number in given_up])
+        assert set(states(settings)[before:]) == {"staged"}
+
+
+def test_a_batch_whose_outcome_no_store_can_hold_stops_nobody(new_store):
+    class Refusing(Database):
+        @contextmanager
+        def write(self):
+            with super().write() as session:
+                yield session
+                if session.scalar(select(func.count()).where(BatchRow.id == 1, BatchRow.state == "committed")):
+                    raise ValueRefused("this cannot be stored: task.accuracy: nan, a finite number expected")
+
+    settings = new_store()
+    with worker_of(settings, Refusing, [draw(0, turn) for turn in range(4)]) as worker:
+        worker.load()
+        stopping = threading.Event()
+        thread = threading.Thread(target=worker.loop, args=(stopping,))
+        thread.start()
+        until(lambda: "staged" not in states(settings) and "training" not in states(settings))
+        stopping.set()
+        worker.notify()
+        thread.join(30)
+    assert "quarantined" in states(settings)

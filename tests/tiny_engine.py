@@ -245,6 +245,7 @@ class TinyEngine:
         return {"source": source, "key": "s", "position": "7", "reason": "messages 1 to 7 are gone", "at": ""}
 
     def submit(self, name, payload, media_type, key, sender):
+        self.sent_by = sender
         if not payload:
             raise BatchRefused("truncated: 0 bytes")
         sha256 = hashlib.sha256(payload).hexdigest()
