@@ -13,6 +13,7 @@ from storage.db import Database
 from storage.models import TaskRow
 from streams.batch import BatchRejected
 from streams.formats import form_of_media_type, form_of_name, sniff
+from streams.names import printable
 from supsupd import __version__, attractors, logs, operations
 from supsupd.config import Settings
 from supsupd.health import Health
@@ -130,9 +131,9 @@ class Service:
             "version": __version__,
             "pid": os.getpid(),
             "uptime_seconds": round(time.monotonic() - self._started, 1),
-            "state_dir": str(self._settings.state),
-            "socket": str(self._settings.socket),
-            "watch": [str(folder) for folder in self._settings.watch],
+            "state_dir": printable(str(self._settings.state)),
+            "socket": printable(str(self._settings.socket)),
+            "watch": [printable(str(folder)) for folder in self._settings.watch],
             "device": str(self._worker.device),
             "scenario": self._settings.recognition.scenario,
             "network": self._network(),

@@ -9,6 +9,7 @@ from storage.cursors import load_cursors
 from storage.db import Database
 from streams.broker import TlsFiles
 from streams.directory import DirectorySettings, DirectorySource
+from streams.names import printable
 from supsupd.config import Settings
 from supsupd.sections import KafkaTopic, NatsStream, RedisStream, TlsSettings
 
@@ -21,8 +22,8 @@ STDIN = "stdin"
 def make_sources(settings: Settings, database: Database) -> Iterator[Source]:
     """Nothing is opened yet. Raises MissingExtra where a source needs a library that is not installed."""
     for folder in settings.watch:
-        # Named by its path: the cursors survive another order of folders.
-        name = str(folder)
+        # Named by its path, of whatever bytes: the cursors survive another order of folders.
+        name = printable(str(folder))
         yield DirectorySource(folder, name=name, cursors=_cursors(database, name), settings=_directory(settings))
     for stream in settings.sources:
         yield _broker(stream, settings.intake.max_batch_bytes, _cursors(database, stream.name))

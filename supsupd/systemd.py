@@ -13,6 +13,8 @@ import time
 
 import structlog
 
+from streams.names import printable
+
 FIRST_DESCRIPTOR = 3
 
 log = structlog.get_logger("supsupd.systemd")
@@ -69,7 +71,7 @@ class Supervisor:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
                 to.setblocking(False)
-                to.sendto("\n".join(lines).encode(), self._address)
+                to.sendto("\n".join(map(printable, lines)).encode(), self._address)  # paths may have any bytes
         except OSError as error:  # a supervisor that hears nothing acts by itself; work goes on
             log.warning("notify_failed", said=lines[0], reason=str(error))
 

@@ -207,3 +207,17 @@ def test_a_daemon_whose_log_nobody_reads_learns_says_so_and_ends(tmp_path):
         assert (problem["who"], problem["kind"]) == ("log", "log_stalled")
         assert daemon.stop() == 0
         os.close(daemon.unread)
+
+
+def test_folders_and_sockets_may_have_any_bytes_in_their_paths(tmp_path):
+    folder = tmp_path / "a\udce9\n\\b"
+    with DaemonProcess(folder, "--predictions", folder / "out") as daemon:
+        for turn in range(3):
+            daemon.drop(f"{turn}", **draw(0, turn))
+        daemon.drop("asked", x=held_out(0)[0][:5])
+        daemon.start().wait()
+        assert daemon.row("asked")["state"] == "scored"
+        (source,) = daemon.client.sources()
+        assert source["name"] == f"{tmp_path}/a\\udce9\\n\\\\b/watch"
+        assert (folder / "out").joinpath(*place_of(source["name"], None, "asked.npz")).exists()
+        assert daemon.stop() == 0

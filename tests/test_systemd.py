@@ -172,3 +172,8 @@ def test_a_watchdog_of_another_process_is_not_ours(monkeypatch, manager):
 
 def test_a_manager_that_has_gone_disturbs_nobody(tmp_path):
     Supervisor(str(tmp_path / "nobody")).ready("serves")
+
+
+def test_a_path_of_any_bytes_is_one_line_of_what_is_told(manager):
+    Supervisor(manager.path).ready("serves on /a\udce9\nMAINPID=1")
+    assert manager.told("READY=1") == {"READY": "1", "STATUS": "serves on /a\\udce9\\nMAINPID=1"}

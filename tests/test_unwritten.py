@@ -1,5 +1,6 @@
 """What fails beside the store is told and passed: predictions that cannot be written are kept, and learning goes on."""
 
+import errno
 import hashlib
 import json
 import threading
@@ -12,7 +13,9 @@ from digits import draw, held_out
 from storage import ledger, predictions
 from storage.backends import backend_of
 from storage.backup import make_backup, restore_backup
-from storage.db import Database, upgrade, verify
+from storage.db import Database, StoreError, upgrade, verify
+from storage.durable import Files
+from storage.models import BatchRow
 from storage.spool import Spool
 from streams.batch import Batch
 from streams.formats import encode
@@ -27,8 +30,9 @@ from supsupd.worker import Worker
 class Lives:
     """A worker in its own thread over a state with one task, as the daemon has it; stopped and started again."""
 
-    def __init__(self, root):
+    def __init__(self, root, kind=Database, files=None):
         use_threads(1)
+        self._kind, self._files = kind, files
         self.out = root / "out"
         watch, network = [root / "watch"], NetworkSettings(hidden=[100])
         paths = {"state": root / "state", "socket": root / "sock", "predictions": self.out}
@@ -39,8 +43,8 @@ class Lives:
         self._stopping = threading.Event()
 
     def __enter__(self):
-        self.database = Database.open(self.settings.store)
-        self.spool = Spool(self.settings.state / "spool")
+        self.database = self._kind.open(self.settings.store)
+        self.spool = Spool(self.settings.state / "spool", self._files)
         self.worker = Worker(self.settings, self.database, self.spool, pick_device("cpu"), health=self.health)
         self.worker.load()
         self._stopping.clear()
@@ -203,3 +207,68 @@ def test_after_any_name_the_next_good_batch_is_learned(lives, name):
     assert lives.kept() == []
     lives.learn(102)
     assert lives.problems() == []
+
+
+# -- other ways to fail -----------------------------------------------------------------------------------------------
+
+
+class Picky(Database):
+    """It refuses the values of one batch, as PostgreSQL does where they have no JSON: nothing else is wrong."""
+
+    refused = None
+
+    @contextmanager
+    def write(self):
+        with super().write() as session:
+            yield session
+            row = None if self.refused is None else session.get(BatchRow, self.refused)
+            if row is not None and row.state == "scored":
+                raise StoreError("this cannot be stored: Out of range float values are not JSON compliant")
+
+
+def test_values_that_the_store_refuses_stop_their_batch_alone(tmp_path):
+    with Lives(tmp_path, Picky) as lives:
+        for seed in range(3):
+            first = lives.stage(f"first {seed}", draw(0, seed))
+        until(lambda: lives.state(first) == "committed")
+        lives.database.refused = first + 1
+        refused = lives.stage("refused", {"x": held_out(0)[0][:5]})
+        until(lambda: lives.state(refused) == "quarantined")
+        lives.learn(100)
+        assert ask(lives.settings.state, "SELECT code FROM batch WHERE state = 'quarantined'") == [("learning_failed",)]
+        assert lives.problems() == []
+
+
+def test_one_that_waited_for_a_task_and_fails_does_not_keep_the_others_waiting(tmp_path):
+    with Lives(tmp_path, Picky) as lives:
+        waiting = [lives.stage(f"early {seed}", {"x": held_out(0)[0][seed : seed + 5]}) for seed in range(3)]
+        until(lambda: [lives.state(batch) for batch in waiting] == ["unsure"] * 3)
+        lives.database.refused = waiting[0]
+        for seed in range(3):
+            lives.stage(f"first {seed}", draw(0, seed))
+        until(lambda: [lives.state(batch) for batch in waiting] == ["quarantined", "scored", "scored"])
+        lives.learn(100)
+
+
+class BadSector(Files):
+    """One payload of the spool cannot be read."""
+
+    bad = None
+
+    def read(self, path):
+        if path.name == self.bad:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(path)
+
+
+def test_a_payload_that_the_disk_cannot_read_stops_its_batch_alone(tmp_path):
+    files = BadSector()
+    with Lives(tmp_path, files=files) as lives:
+        payload = encode(Batch(draw(0, 50)["x"], draw(0, 50)["y"]))
+        files.bad = hashlib.sha256(payload).hexdigest()
+        lost = lives.stage("lost", draw(0, 50))
+        until(lambda: lives.state(lost) == "quarantined")
+        for seed in range(3):
+            good = lives.stage(f"good {seed}", draw(0, seed))
+        until(lambda: lives.state(good) == "committed")
+        assert ask(lives.settings.state, "SELECT code FROM batch WHERE state = 'quarantined'") == [("spool_corrupt",)]
