@@ -79,12 +79,14 @@ def _address_space() -> int:
 
 def _answer(form: str, descriptor: int, size: int, reading: Reading) -> Batch | BatchRejected:
     """What the first `size` bytes behind the descriptor hold; meanwhile they may take as much as they may need."""
-    prepare(form)
     needed = working_bytes(size, reading.limits)
     _, most = resource.getrlimit(resource.RLIMIT_AS)
-    allowed = _address_space() + needed
-    resource.setrlimit(resource.RLIMIT_AS, (min(allowed, most), most))
+    allowed = most
     try:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        prepare(form)
+        allowed = _address_space() + needed
+        resource.setrlimit(resource.RLIMIT_AS, (min(allowed, most), most))
         return read(os.pread(descriptor, size, 0), form, reading)
     except BatchRejected as rejection:
         if rejection.code == "oom" and allowed < most:  # it would not fare better anywhere

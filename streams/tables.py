@@ -4,17 +4,30 @@ What the metadata claims is checked before anything is read, and what really com
 no more memory than that meanwhile is the worker process's limit's to see to.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from streams import arrays
+from streams.arrow_columns import (
+    Words,
+    check_nulls,
+    check_words,
+    chunks,
+    is_integer,
+    is_list,
+    joined,
+    lists,
+    number_type,
+    numbers,
+    uneven,
+    words_of,
+)
 from streams.batch import Batch, BatchRejected
 from streams.budget import Budget
-from streams.columns import Chosen, choose, lossless, quoted
+from streams.columns import Chosen, choose, lossless
 from streams.names import printable
 from streams.reading import Reading
 
@@ -69,16 +82,16 @@ class _Table:
     def __init__(self, schema: Any, reading: Reading, budget: Budget) -> None:
         self._budget = budget
         types = {field.name: field.type for field in schema}
-        lists = {name for name, kind in types.items() if _is_list(kind)}
+        lists = {name for name, kind in types.items() if is_list(kind)}
         self.chosen: Chosen = choose(schema.names, lists, reading)
         self.holds_lists = self.chosen.x[0] in lists
-        self.dtype = np.result_type(*(_number_type(name, types[name]) for name in self.chosen.x))
-        _check_words(self.chosen.y, types, "bad_labels")
-        _check_words(self.chosen.task, types, "bad_task")
+        self.dtype = np.result_type(*(number_type(name, types[name]) for name in self.chosen.x))
+        check_words(self.chosen.y, types, "bad_labels")
+        check_words(self.chosen.task, types, "bad_task")
         words = (name for name in (self.chosen.y, self.chosen.task) if name is not None)
-        self.worded = [name for name in words if not _is_integer(types[name])]
+        self.worded = [name for name in words if not is_integer(types[name])]
         self._x: list[np.ndarray] = []
-        self._y: list[_Words] = []
+        self._y: list[Words] = []
         self._tasks: set[str] = set()
 
     def add(self, part: Any) -> None:
@@ -92,16 +105,16 @@ class _Table:
             raise BatchRejected("schema_mismatch", text)
         self._x.append(x)
         if self.chosen.y is not None:
-            self._y += _words(part.column(self.chosen.y), self.chosen.y, "bad_labels", self._budget)
+            self._y += words_of(part.column(self.chosen.y), self.chosen.y, "bad_labels", self._budget)
         if self.chosen.task is not None:
-            for words in _words(part.column(self.chosen.task), self.chosen.task, "bad_task", self._budget):
+            for words in words_of(part.column(self.chosen.task), self.chosen.task, "bad_task", self._budget):
                 self._tasks.add(arrays.one_task(words.found()))
 
     def batch(self) -> Batch:
         if not self._x:
             raise BatchRejected("bad_shape", "x: no rows, expected 1 or more")
         y = self._labels() if self._y else None
-        return arrays.checked(_joined(self._x), y, arrays.same_task(self._tasks), self._budget)
+        return arrays.checked(joined(self._x), y, arrays.same_task(self._tasks), self._budget)
 
     def _labels(self) -> np.ndarray:
         """All of y, which until now was held as what differs."""
@@ -118,16 +131,16 @@ class _Table:
         x = np.empty((part.num_rows, len(self.chosen.x)), self.dtype)
         for i, name in enumerate(self.chosen.x):
             column = part.column(name)
-            _check_nulls(column, name, "non_finite")
-            x[:, i] = lossless(_numpy(column), self.dtype, name)
+            check_nulls(column, name, "non_finite")
+            x[:, i] = lossless(numbers(column), self.dtype, name)
         return x
 
     def _lists(self, part: Any) -> np.ndarray:
         name = self.chosen.x[0]
-        rows = [_rows(chunk, name, self._budget) for chunk in _chunks(part.column(name)) if len(chunk)]
+        rows = [lists(chunk, name, self._budget) for chunk in chunks(part.column(name)) if len(chunk)]
         if len({row.shape[1] for row in rows}) > 1:
-            raise _uneven(name)
-        return _joined(rows)
+            raise uneven(name)
+        return joined(rows)
 
 
 def _check_parquet_ends(payload: bytes) -> None:
@@ -185,101 +198,3 @@ def _iter_parts(reader: Any, is_file: bool) -> Iterator[Any]:
         yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
     else:
         yield from reader
-
-
-def _is_list(kind: Any) -> bool:
-    from pyarrow import types
-
-    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-
-
-def _number_type(name: str, kind: Any) -> np.dtype:
-    from pyarrow import types
-
-    value = kind.value_type if _is_list(kind) else kind
-    if not (types.is_integer(value) or types.is_floating(value) or types.is_boolean(value)):
-        raise BatchRejected("bad_dtype", f"column {quoted(name)}: {printable(str(kind))[:80]}, expected numbers")
-    return np.dtype(value.to_pandas_dtype())
-
-
-def _is_integer(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_integer(kind))
-
-
-def _check_words(name: str | None, types: dict[str, Any], code: str) -> None:
-    from pyarrow import types as kinds
-
-    kind = None if name is None else types[name]
-    if name and not (kinds.is_integer(kind) or kinds.is_string(kind) or kinds.is_large_string(kind)):
-        text = f"column {quoted(name)}: {printable(str(kind))[:80]}, expected integers or strings"
-        raise BatchRejected(code, text)
-
-
-def _check_nulls(column: Any, name: str, code: str) -> None:
-    if column.null_count:
-        raise BatchRejected(code, f"column {quoted(name)}: {column.null_count} of {len(column)} values are null")
-
-
-@dataclass(frozen=True, slots=True)
-class _Words:
-    """Labels or tasks: integers (n,); or strings, once each as '<U..', and in `places` (n,) which of them each row has:
-    very many rows can share a long one."""
-
-    values: np.ndarray
-    places: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.values if self.places is None else self.places)
-
-    def found(self) -> np.ndarray:
-        """Those that rows have, once each."""
-        return np.unique(self.values) if self.places is None else self.values[np.unique(self.places)]
-
-
-def _words(column: Any, name: str, code: str, budget: Budget) -> Iterator[_Words]:
-    """Those of each chunk of a column."""
-    _check_nulls(column, name, code)
-    for chunk in filter(len, _chunks(column)):
-        if _is_integer(chunk.type):
-            yield _Words(_numpy(chunk))
-            continue
-        coded = chunk if hasattr(chunk, "dictionary") else chunk.dictionary_encode()
-        _check_nulls(coded.dictionary, name, code)
-        texts = coded.dictionary.to_pylist()
-        size = arrays.width(texts, code)
-        budget.check(budget.taken + size * len(texts))
-        yield _Words(np.array(texts, f"<U{size // 4}"), _numpy(coded.indices))
-
-
-def _numpy(column: Any) -> np.ndarray:
-    """The values of an Array or ChunkedArray without nulls."""
-    parts = [chunk.to_numpy(zero_copy_only=False) for chunk in _chunks(column)]
-    return _joined(parts)
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _chunks(column: Any) -> Sequence[Any]:
-    return column.chunks if hasattr(column, "chunks") else [column]
-
-
-def _rows(column: Any, name: str, budget: Budget) -> np.ndarray:
-    """Lists of one length each, as (n, length)."""
-    from pyarrow import compute
-
-    _check_nulls(column, name, "non_finite")
-    lengths = compute.min_max(compute.list_value_length(column)).as_py()
-    if lengths["min"] != lengths["max"]:
-        raise _uneven(name)
-    values = column.flatten()
-    budget.take(len(values) * np.dtype(values.type.to_pandas_dtype()).itemsize)
-    _check_nulls(values, name, "non_finite")
-    return _numpy(values).reshape(len(column), lengths["min"])
-
-
-def _uneven(name: str) -> BatchRejected:
-    return BatchRejected("bad_shape", f"column {quoted(name)}: lists of different lengths")
