@@ -240,7 +240,7 @@ def test_many_large_calls_hold_no_more_than_has_room(daemon, bounded):
 
 
 def test_a_stream_reads_no_further_than_has_room(daemon, bounded):
-    request = infer_request(np.zeros((8 * MIB // INPUTS, INPUTS), np.uint8), "UINT8")
+    request = infer_request(np.zeros((2 * MIB // INPUTS, INPUTS), np.uint8), "UINT8")
     with calling(daemon) as caller:
         answers = list(caller.stream([request] * 24))
     assert [answer.error_message for answer in answers] == [""] * 24
