@@ -30,7 +30,7 @@ class Score:
 
 def score(predictor: Predictor, batch: Batch, place: int | None = None) -> Score:
     """Under the mask at `place` if it is given. Raises BatchRejected for rows of another width."""
-    *_, answer = answer_in_slices(predictor, batch.x, predictor.query(place, per_sample=False))
+    *_, answer = answer_in_slices(predictor, batch.x, predictor.query(place, per_sample=False), brief=True)
     if isinstance(answer, ShapeMismatch):
         raise BatchRejected("schema_mismatch", str(answer))
     if isinstance(answer, Exception):

@@ -211,3 +211,88 @@ def test_several_passes_run_at_a_time():
 
     in_a_loop(engine, talk, parallel=2)
     assert engine.passes == [[9], [1]]
+
+
+# -- large questions --------------------------------------------------------------------------------------------------
+
+
+class Stepping(Counting):
+    """Waits at its gate in every step but the first of a large question."""
+
+    def predict_in_steps(self, question):
+        for step in range(4):
+            self.answered_in.append(step)
+            self.entered.set()
+            if step:
+                self.gate.wait(10)
+            yield None
+        yield from self.predict([question])
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_small_questions_pass_a_large_one_between_its_steps(parallel):
+    engine = Stepping()
+    engine.gate.clear()
+    order = []
+
+    async def noted(batcher, rows):
+        answer = await batcher.ask(question(rows))
+        order.append(len(answer.labels))
+
+    async def talk(batcher):
+        large = asyncio.create_task(noted(batcher, 100))
+        await entered(engine)
+        small = asyncio.create_task(noted(batcher, 1))
+        await asyncio.sleep(0)
+        if parallel == 2:  # it needs no step to end
+            await asyncio.wait_for(asyncio.shield(small), 10)
+        engine.gate.set()
+        await asyncio.gather(large, small)
+
+    _, passes = in_a_loop(engine, talk, parallel=parallel, batch_rows=8)
+    assert order == [1, 100]
+    assert (passes.count, passes.requests, passes.rows) == (2, 2, 101)
+
+
+def test_large_questions_take_turns():
+    engine = Stepping()
+
+    async def talk(batcher):
+        await asyncio.gather(*(batcher.ask(question(100)) for _ in range(2)))
+
+    in_a_loop(engine, talk, parallel=1, batch_rows=8)
+    assert engine.answered_in[:4] == [0, 0, 1, 1]
+
+
+def test_nobody_goes_on_with_the_question_of_who_left():
+    engine = Stepping()
+    engine.gate.clear()
+
+    async def talk(batcher):
+        large = asyncio.create_task(batcher.ask(question(100)))
+        await entered(engine)
+        large.cancel()
+        await asyncio.gather(large, return_exceptions=True)
+        engine.gate.set()
+        await batcher.ask(question(1))
+
+    in_a_loop(engine, talk, parallel=1, batch_rows=8)
+    assert engine.answered_in in ([0], [0, 1])
+    assert engine.passes == [[1]]
+
+
+def test_a_large_question_whose_time_is_over_is_not_begun():
+    engine = Stepping()
+    engine.gate.clear()
+
+    async def talk(batcher):
+        first = asyncio.create_task(batcher.ask(question(100)))
+        await entered(engine)
+        late = asyncio.create_task(batcher.ask(question(100), timeout=1e-6))
+        await asyncio.sleep(0.001)
+        engine.gate.set()
+        return await asyncio.gather(first, late)
+
+    (_, late), _ = in_a_loop(engine, talk, parallel=1, batch_rows=8)
+    assert isinstance(late, DeadlineExceeded)
+    assert engine.passes == [[100]]

@@ -31,6 +31,14 @@ def client(engine, tmp_path):
         yield client
 
 
+def test_lists_come_in_pages_of_which_the_client_tells_nothing(engine, client):
+    engine.ledger = [{"batch": i, "name": f"{i}", "sha256": "", "state": "quarantined"} for i in range(1, 2501)]
+    assert [row["batch"] for row in client.batches()] == list(range(1, 2501))
+    assert [row["batch"] for row in client.batches(limit=1500)] == list(range(1, 1501))
+    assert [row["batch"] for row in client.rejected()] == list(range(1, 2501))
+    assert client.batches(state="staged") == []
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.uint8, np.int64, np.bool_, ">f4", ">i2"])
 def test_rows_of_any_number_type_are_predicted_as_the_engine_would(client, engine, dtype):
     x = (np.random.default_rng(2).normal(size=(6, INPUTS)) * 3).clip(0, 100).astype(dtype)

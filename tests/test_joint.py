@@ -8,8 +8,9 @@ from digits import draw, held_out
 from learning_stream import Stream
 from test_predictor import CLASSES, served
 
+from supsupd.learning import joint
 from supsupd.learning.inference import MethodUnavailable, NoSuperfluousNeurons
-from supsupd.learning.joint import answer_together
+from supsupd.learning.joint import answer_in_slices, answer_together
 from supsupd.learning.labels import ClassList
 from supsupd.learning.normalise import Normaliser, ShapeMismatch
 from supsupd.learning.predictor import Predictor
@@ -98,3 +99,51 @@ def test_light_is_what_is_small_in_memory_and_exact(predictor):
     assert not predictor.is_light([one, (1, predictor.query(None, False, "binary"))])
     assert not predictor.is_light([(1, predictor.query(None, False, objective="features"))])
     assert not replace(predictor, shortlist=Shortlist(above=2, queried=2)).is_light([one])
+
+
+# -- in slices --------------------------------------------------------------------------------------------------------
+
+
+def assert_alike_but_for_ties(sliced, whole):
+    """Few rows and many go through other kernels, whose sums are rounded in another order."""
+    first, second = np.sort(whole.probabilities, axis=1)[:, :-3:-1].T
+    clear = first - second > 1e-3
+    assert np.array_equal(sliced.predicted[clear], whole.predicted[clear])
+    assert_alike(replace(sliced, predicted=whole.predicted), whole)
+
+
+def in_slices(predictor, x, query):
+    """(the answer, how many steps it took)"""
+    *steps, answer = answer_in_slices(predictor, x, query)
+    assert steps == [None] * len(steps)
+    return answer, len(steps)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_a_query_in_slices_is_answered_as_in_one(predictor, rows, monkeypatch):
+    monkeypatch.setattr(joint, "SLICE_ROWS", rows)
+    for x, query in mixed_queries(predictor):
+        (whole,) = answer_together(predictor, [(x, query)])
+        sliced, steps = in_slices(predictor, x, query)
+        assert_alike_but_for_ties(sliced, whole)
+        assert steps == -(-len(x) // rows)
+
+
+@pytest.mark.parametrize("rule", ["feature", "none"])
+def test_every_normalisation_is_the_same_in_slices(predictor, rule, monkeypatch):
+    monkeypatch.setattr(joint, "SLICE_ROWS", 7)
+    x = held_out(1)[0][:150]
+    other = replace(predictor, normaliser=Normaliser.fitted(rule, x))
+    (whole,) = answer_together(other, [(x, other.query(None, False))])
+    assert_alike(in_slices(other, x, other.query(None, False))[0], whole)
+
+
+def test_slices_have_few_values(predictor, monkeypatch):
+    monkeypatch.setattr(joint, "SLICE_VALUES", 64 * 10)
+    assert in_slices(predictor, held_out(0)[0][:35], predictor.query(None, False))[1] == 4
+
+
+def test_what_has_no_answer_has_none_in_slices(predictor):
+    assert isinstance(in_slices(predictor, np.zeros((500, 63)), predictor.query(None, False))[0], ShapeMismatch)
+    recover = predictor.query(None, False, "recover")
+    assert isinstance(in_slices(predictor, np.zeros((500, 64)), recover)[0], MethodUnavailable)

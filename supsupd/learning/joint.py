@@ -52,9 +52,13 @@ def answer_together(predictor: Predictor, asked: Sequence[tuple[np.ndarray, Quer
     return [answers[index] for index in range(len(asked))]
 
 
-def answer_in_slices(predictor: Predictor, x: np.ndarray, query: Query) -> Iterator[Answer | Refused | None]:
+def answer_in_slices(
+    predictor: Predictor, x: np.ndarray, query: Query, brief: bool = False
+) -> Iterator[Answer | Refused | None]:
     """What raw rows x (n, ...) are answered with by `answer_together`, up to the rounding of sums, in steps that take
     little memory and time each: None after a step, at last the answer. Rows that depend on each other are one step.
+
+    brief: the answer has no probabilities, which take most of its room where there are many classes.
     """
     if not predictor.scorer.network.architecture.row_alone:
         most = DEPENDENT_VALUES // max(1, x[0].size)
@@ -64,12 +68,12 @@ def answer_in_slices(predictor: Predictor, x: np.ndarray, query: Query) -> Itera
         yield from answer_together(predictor, [(x, query)])
         return
     try:
-        yield from _in_slices(predictor, x, query)
+        yield from _in_slices(predictor, x, query, brief)
     except (ShapeMismatch, ObjectiveUnavailable) as error:
         yield error
 
 
-def _in_slices(predictor: Predictor, x: np.ndarray, query: Query) -> Iterator[Answer | None]:
+def _in_slices(predictor: Predictor, x: np.ndarray, query: Query, brief: bool) -> Iterator[Answer | None]:
     """Raises ShapeMismatch, ObjectiveUnavailable."""
     asked, recovered = query, None
     if not query.per_sample:  # its first rows name the task of all
@@ -82,7 +86,8 @@ def _in_slices(predictor: Predictor, x: np.ndarray, query: Query) -> Iterator[An
     columns: list[tuple[np.ndarray, ...]] = []
     for start in range(0, len(x), size):
         part = _routed(predictor, x[start : start + size], asked)
-        columns.append(_forward(predictor, part.rows, part.places, query.judged))
+        probabilities, *others = _forward(predictor, part.rows, part.places, query.judged)
+        columns.append((probabilities.argmax(axis=1), probabilities[:, :0] if brief else probabilities, *others))
         places.append(part.places)
         found += [] if part.recovered is None else [part.recovered]
         yield None
@@ -166,7 +171,7 @@ def _run(parts: Sequence[_Part], predictor: Predictor) -> dict[int, Answer | Ref
         rows = [part.rows for part in alike]
         ran = _forward(predictor, _joined(rows), _joined([part.places for part in alike]), judged)
         for part, *own in zip(alike, *(_split(column, rows) for column in ran), strict=True):
-            answers[part.index] = _answer(predictor, part, *own)
+            answers[part.index] = _answer(predictor, part, own[0].argmax(axis=1), *own)
     return answers
 
 
@@ -190,7 +195,12 @@ def _forward(
 
 
 def _answer(
-    predictor: Predictor, part: _Part, probabilities: np.ndarray, entropies: np.ndarray, surprise: np.ndarray
+    predictor: Predictor,
+    part: _Part,
+    predicted: np.ndarray,
+    probabilities: np.ndarray,
+    entropies: np.ndarray,
+    surprise: np.ndarray,
 ) -> Answer:
     query, count = part.query, len(part.rows)
     places = part.places.tolist()
@@ -202,7 +212,7 @@ def _answer(
     limit_of = {place: predictor.gauge(place, query.judged).limit(averaged, error) for place in set(places)}
     limits = np.array([limit_of[place] for place in places])
     return Answer(
-        predicted=probabilities.argmax(axis=1),
+        predicted=predicted,
         probabilities=probabilities,
         task=np.array([predictor.tasks[place].task_id for place in places], dtype=np.int64),
         entropy=entropies,

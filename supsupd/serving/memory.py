@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from collections import deque
 from collections.abc import Callable
 from typing import Literal
@@ -19,6 +20,8 @@ TINY_BYTES = 1 << 16
 SMALL_BYTES = 1 << 20
 """Up to this size a request passes those that are larger, and has room that they cannot take."""
 MIB = 1 << 20
+TRIM_SECONDS = 0.25
+"""How soon what a large request held goes back to the system, where the allocator keeps it."""
 
 
 class TooLarge(EngineError):
@@ -52,6 +55,8 @@ class Memory:
     def __init__(self, limits: Callable[[], ServingSettings]) -> None:
         self.lanes = {stage: Lane(lambda: limits().memory_bytes // len(STAGES)) for stage in STAGES}
         self._limits = limits
+        self._trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        self._is_trimming = False
 
     def holding(self) -> Holding:
         """What one request holds: nothing yet."""
@@ -60,6 +65,19 @@ class Memory:
     def patience(self) -> float:
         """Seconds for which a request may wait for room."""
         return self._limits().query_seconds
+
+    def given_back(self, size: int) -> None:
+        """So much is free again: what is large is the system's soon, whichever thread's heap it was in."""
+        if size > SMALL_BYTES and self._trim is not None and not self._is_trimming:
+            self._is_trimming = True
+            asyncio.get_running_loop().call_later(TRIM_SECONDS, self._begin_trim, self._trim)
+
+    def _begin_trim(self, trim: Callable[[int], int]) -> None:
+        done = asyncio.get_running_loop().run_in_executor(None, trim, 0)
+        done.add_done_callback(self._trimmed)
+
+    def _trimmed(self, _: object) -> None:
+        self._is_trimming = False
 
 
 class Holding:
@@ -111,6 +129,7 @@ class Holding:
         """Holds nothing of a stage any more."""
         if size := self._sizes.pop(stage, 0):
             self._memory.lanes[stage].give(size)
+            self._memory.given_back(size)
 
 
 class Lane:

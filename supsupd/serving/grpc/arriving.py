@@ -17,8 +17,10 @@ MOST_BYTES = 16 << 20
 """Of a message, also unpacked: below it no message is harmful, however well it packs."""
 SOON_SECONDS = 0.02
 """In which small messages are here: mostly they come with their call."""
-MOST_BEFORE = 8
-"""Messages that may be here, or half here, without room in the memory."""
+MOST_AT_ONCE = 4
+"""Calls whose messages are looked for at a time; the next one's turn comes within SOON_SECONDS."""
+MOST_BEFORE = 4
+"""Messages that may be here, or half here, and wait for room in the memory."""
 
 
 def message_bytes(limits: ServingSettings) -> int:
@@ -36,15 +38,17 @@ class Arriving:
 
     def __init__(self, front: Front) -> None:
         self._front = front
+        self._looking = asyncio.Semaphore(MOST_AT_ONCE)
         self._before = 0
 
     async def message(self, context: Any, holding: Holding) -> bytes:
         """The message of a call, which holds what it takes. Raises EngineError: 408 where it does not come in time, and
         what `Holding.take` does; ProtocolError.
         """
-        reading = asyncio.ensure_future(context.read())
-        try:
+        async with self._looking:
+            reading = asyncio.ensure_future(context.read())
             await asyncio.wait((reading,), timeout=SOON_SECONDS)
+        try:
             if not reading.done() or len(reading.result()) > TINY_BYTES:
                 await self._in_room(reading, holding)
             payload = reading.result()
