@@ -411,6 +411,13 @@ def waiting(session: Session, source: str, sender: str | None = None) -> Waiting
     return Waiting(count, size, own_count, own_size)
 
 
+def rejected_size(session: Session, source: str, sender: str | None = None) -> int:
+    """The bytes that are kept of batches of one source or sender that were rejected."""
+    own = (BatchRow.source == source, BatchRow.sender.is_not_distinct_from(sender))
+    query = select(func.coalesce(func.sum(BatchRow.size), 0)).where(BatchRow.state.in_(REJECTED), *own)
+    return int(session.scalar(query.where(BatchRow.sha256.is_not(None))) or 0)
+
+
 def count_by_state(session: Session) -> dict[str, int]:
     """The number of batches in each state, the empty states too."""
     query = select(BatchRow.state, func.count().label("total")).group_by(BatchRow.state)

@@ -184,16 +184,16 @@ class Intake:
         is_full = False
         while not stopping.is_set():
             room = self.staging.room(source.name)
-            if is_full and room.disk is None:
+            if is_full and room.text is None:
                 self._report(source)
             if (batches := room.batches - len(under_way.group)) > 0:
                 return batches
             if under_way.durable is not None:
                 self._finish(under_way)
                 continue
-            is_full = room.disk is not None
-            if room.disk is not None:
-                self._health.report(source.name, "disk_full", room.disk)
+            is_full = room.text is not None
+            if room.text is not None:
+                self._health.report(source.name, room.kind, room.text)
             self._notify()
             stopping.wait(ROOM_SECONDS)
         return 0

@@ -307,6 +307,9 @@ class IntakeSettings(Section):
     """Batches that may wait to be learned, of a source or sender as many as there is room for beside its own."""
     max_spool_bytes: PositiveInt = 4096 * MIB
     """Bytes of batches that may wait to be learned."""
+    max_rejected_bytes: PositiveInt = 1024 * MIB
+    """Bytes of rejected batches that are kept of one source or sender; beyond, nothing more of it comes in until an
+    operator retries or drops some."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
     """Nothing comes in while the disk of the state has less room than this, so that what came in can be learned."""
     decode_memory_bytes: PositiveInt = 2048 * MIB

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 SOCKET_SOURCE = "socket"
 MAX_REASON = 500
 """Characters that are kept of why something cannot be stored."""
+DISK_FULL, REJECTED_FULL = "disk_full", "rejected_full"
 RETRIED = "retried"
 """Who asks for the decoding of what an operator sends in again."""
 
@@ -45,7 +46,7 @@ log = structlog.get_logger("supsupd.intake")
 
 
 class QueueFull(Exception):
-    """As many batches as are allowed wait to be learned, or the disk has no room."""
+    """As many batches as are allowed wait to be learned, or were rejected, or the disk has no room."""
 
 
 class KeyReused(Exception):
@@ -54,10 +55,11 @@ class KeyReused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many batches may come in now; `disk`: why none may, if it is the disk."""
+    """How many batches may come in now; `kind` and `text`: why none may, if that will not pass by itself."""
 
     batches: int
-    disk: str | None = None
+    kind: str = ""
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +106,13 @@ class Staging:
         system = os.statvfs(self._spool.root)
         free, least = system.f_bavail * system.f_frsize, self._settings.min_free_bytes
         if free < least:
-            return Room(0, f"{free} bytes are free on the disk of the state; intake goes on from {least}")
+            return Room(0, DISK_FULL, f"{free} bytes are free on the disk of the state; intake goes on from {least}")
         with self.database.read() as session:
             waiting = ledger.waiting(session, source, sender)
+            rejected = ledger.rejected_size(session, source, sender)
+        if rejected >= (most := self._settings.max_rejected_bytes):
+            text = f"{rejected} bytes of its rejected batches are kept, at most {most} may be: retry or drop some"
+            return Room(0, REJECTED_FULL, text)
         if waiting.own_size >= self._settings.max_spool_bytes - waiting.size:
             return Room(0)
         spare = self._settings.max_queue - waiting.count - waiting.own_count
@@ -209,7 +215,7 @@ class Staging:
         """
         room = self.room(SOCKET_SOURCE, sender)
         if room.batches <= 0:
-            raise QueueFull(room.disk or "as many batches of this sender are waiting as may; try again later")
+            raise QueueFull(room.text or "as many batches of this sender are waiting as may; try again later")
         identity = None if key is None else f"key {sender} {key}"
         sha256 = digest_of(payload)
         taken = self.look_into(Arrival(SOCKET_SOURCE, name, form, sha256, payload, "", "", identity, sender=sender))

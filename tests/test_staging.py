@@ -197,6 +197,19 @@ def test_a_submitted_batch_that_is_refused_leaves_nothing(desk):
     assert (desk.rows(), desk.spool.names()) == ([], set())
 
 
+def test_who_fills_the_disk_with_what_is_rejected_waits_and_nobody_else_does(desk_of):
+    desk = desk_of(max_rejected_bytes=100)
+    junk = {f"{number}.npz": bytes([number]) * 60 for number in range(2)}
+    desk.staging.make_durable([desk.staging.look_into(file(data, name)) for name, data in junk.items()])
+    assert [state for _, state, _ in desk.rows()] == ["quarantined"] * 2
+    room = desk.staging.room("in")
+    assert (room.batches, room.kind) == (0, "rejected_full")
+    assert room.text == "120 bytes of its rejected batches are kept, at most 100 may be: retry or drop some"
+    assert desk.staging.room("elsewhere").batches > 0
+    desk.staging.drop(1)
+    assert desk.staging.room("in").batches > 0
+
+
 def test_without_room_on_the_disk_nothing_comes_in(desk_of):
     desk = desk_of(min_free_bytes=1 << 60)
     assert desk.staging.room("in").batches == 0

@@ -67,7 +67,8 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """For n rows: class indices (n,), probabilities (n, classes), or (n, 0) where nobody wants them, task ids (n,), entropy in nats (n,), known (n,).
+    """For n rows: class indices (n,), probabilities (n, classes), or (n, 0) where nobody wants them, task ids (n,),
+    entropy in nats (n,), known (n,).
 
     `surprise` is the mean standardised evidence and `limit` what it may be for a known task. `recovered` (n,): whether
     the mask was found by descent in the reservoir; None where that was not tried.
