@@ -58,10 +58,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Attack:
-    """Something hostile. `once` does it and says how each of its parts was answered."""
+    """Something hostile. `once` does it and says how each of its parts was answered.
+
+    is_hostile: False for what only keeps the processors as busy as an attack's own clients do, to compare with.
+    """
 
     name: str
     once: Callable[[Target], Counter[str]]
+    is_hostile: bool = True
 
 
 # -- queries ----------------------------------------------------------------------------------------------------------
@@ -136,6 +140,12 @@ def ask_over_grpc(rows: int, compression: grpc.Compression | None = None) -> Cal
     return lambda target: _at_once(GRPC_QUERIES, ask, target)
 
 
+def pack_beside(target: Target) -> Counter[str]:
+    """What the library of gRPC does before it sends packed messages."""
+    body = bytes(UNPACKED)
+    return _at_once(GRPC_QUERIES, lambda _: str(bool(zlib.compress(body))), target)
+
+
 def _at_once(count: int, ask: Callable[[Target], str], target: Target) -> Counter[str]:
     with ThreadPoolExecutor(count) as threads:
         return Counter(threads.map(lambda _: ask(target), range(count)))
@@ -150,6 +160,7 @@ def attacks() -> list[Attack]:
         Attack("10 by HTTP, JSON packed within 200:1", ask_over_http(_gzip(digits_of_json(UNPACKED)), **gzip)),
         Attack("10 by HTTP, JSON of 16 MB", ask_over_http(digits_of_json(16 * MIB))),
         Attack("10 by HTTP, 64 MiB raw", ask_over_http(raw, **{"Inference-Header-Content-Length": str(head)})),
+        Attack("nobody, while 8 threads pack 64 MB", pack_beside, is_hostile=False),
         Attack("8 by gRPC, packed 1000:1", ask_over_grpc(UNPACKED // INPUTS, grpc.Compression.Gzip)),
         Attack("8 by gRPC, 16 MiB raw", ask_over_grpc((16 * MIB - 4096) // INPUTS)),
     ]
@@ -238,6 +249,7 @@ def look_at(attack: Attack, target: Target, rounds: int) -> dict[str, Any]:
         "p99_ms": float(np.percentile(milliseconds, 99)),
         "longest_ms": float(milliseconds.max()),
         "failures": len(found["failures"]),
+        "is_hostile": attack.is_hostile,
     }
 
 
@@ -275,6 +287,9 @@ def measures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was wanted of each attack."""
     found = []
     for row in rows:
+        if not row["is_hostile"]:
+            found.append(measure(f"{row['name']}: p99 of a row in ms", row["p99_ms"]))
+            continue
         told = ", ".join(f"{answer}: {count}" for answer, count in row["answers"].items())
         found += [
             measure(f"{row['name']}: GiB in all", round(row["peak_gib"], 2), MOST_GIB, sense="≤"),
