@@ -213,7 +213,7 @@ def test_who_fills_the_disk_with_what_is_rejected_waits_and_nobody_else_does(des
 def test_without_room_on_the_disk_nothing_comes_in(desk_of):
     desk = desk_of(min_free_bytes=1 << 60)
     assert desk.staging.room("in").batches == 0
-    assert f"goes on from {1 << 60}" in desk.staging.room("in").disk
+    assert f"goes on from {1 << 60}" in desk.staging.room("in").text
     with pytest.raises(QueueFull, match="bytes are free"):
         desk.staging.submit("a.npz", "npz", GOOD[0])
 
