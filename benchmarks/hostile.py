@@ -1,9 +1,9 @@
-"""Hostile queries: what a daemon holds, and how long a row beside them waits, while others ask for as much as may be.
+"""Hostile queries and batches: what a daemon holds, and how long others beside them wait.
 
 Ten queries over HTTP, or eight over gRPC, come at once, again and again: packed ones that unpack to a thousand times
-their size, or to just under what is let through, and large ones that are not packed. Beside them a client asks for one
-row at a time. What the daemon and its children hold is looked at all the while, in /proc. An attack is one function;
-whoever has another adds it to ATTACKS.
+their size, or to just under what is let through, and large ones that are not packed; or three Parquet files of as many
+rows as may be. Beside them a client asks for one row at a time, and after them a good batch is learned. What the daemon
+and its children hold is looked at all the while, in /proc. An attack is one function; `attacks` lists them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+import pyarrow as pa
 from common import ROOT
 from paper_report import make_table, measure, report, write_json
+from pyarrow import parquet
 from rich.console import Console
 from servers import Server, daemon_on_tcp, free_ports
 
@@ -40,7 +43,9 @@ from supsupd.serving.grpc.methods import SERVICE
 RESULT = ROOT / "docs" / "results" / "hostile.json"
 PROBER = Path(__file__).resolve().with_name("hostile_prober.py")
 INPUTS, CLASSES, ROWS, BATCHES = 784, 10, 500, 6
-HTTP_QUERIES, GRPC_QUERIES = 10, 8
+HTTP_QUERIES, GRPC_QUERIES, FILES = 10, 8, 3
+USUAL = 2.0
+"""Times as long as usual a good batch may take after an attack: a client looks only now and then."""
 MOST_GIB, MOST_MS = 1.5, 100.0
 LOOK_SECONDS, WARM_SECONDS = 0.02, 2.0
 GIB, MIB = 1 << 30, 1 << 20
@@ -54,6 +59,7 @@ class Target:
     server: Server
     grpc_address: str
     watch: Path
+    socket: Path
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,60 @@ def pack_beside(target: Target) -> Counter[str]:
     return _at_once(GRPC_QUERIES, lambda _: str(bool(zlib.compress(body))), target)
 
 
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+def parquet_of(rows: int, inputs: int, noisy: int, seed: int) -> bytes:
+    """A file of rows of int8: `noisy` inputs at random, all others one value, and a label of ten."""
+    random = np.random.default_rng(seed)
+    columns = {f"x{i}": np.full(rows, seed % 100, np.int8) for i in range(inputs)}
+    columns |= {f"x{i}": random.integers(-128, 128, rows, np.int8) for i in range(noisy)}
+    columns["y"] = (np.arange(rows) // 100 % CLASSES).astype(np.int8)
+    file = io.BytesIO()
+    parquet.write_table(pa.table(columns), file, compression="zstd")
+    return file.getvalue()
+
+
+def drop_files(rows: int, inputs: int, noisy: int) -> Callable[[Target], Counter[str]]:
+    """Three such files at once in the watched folder, each another one; how the ledger judged them."""
+    seeds = count(rows)
+
+    def drop(target: Target) -> Counter[str]:
+        names = set()
+        for seed in (next(seeds) for _ in range(FILES)):
+            names.add(f"hostile-{seed}.parquet")
+            file = target.watch / f".hostile-{seed}.tmp"
+            file.write_bytes(parquet_of(rows, inputs, noisy, seed))
+            file.rename(target.watch / f"hostile-{seed}.parquet")
+        with Client(target.socket) as client:
+            client.wait(300)
+            rows_of = [row for row in client.batches() if row["name"] in names]
+        return Counter(f"{row['state']} {(row['reason'] or '').partition(':')[0]}"[:24] for row in rows_of)
+
+    return drop
+
+
+def good_batch(task: int, batch: int) -> bytes:
+    """One of a task, whose rows of ten classes lie around middles of its own."""
+    middles = np.random.default_rng(task).normal(size=(CLASSES, INPUTS))
+    random = np.random.default_rng([task, batch])
+    labels = random.integers(0, CLASSES, ROWS)
+    file = io.BytesIO()
+    np.savez(file, x=(middles[labels] + random.normal(size=(ROWS, INPUTS))).astype(np.float32), y=labels)
+    return file.getvalue()
+
+
+def learn_one(target: Target, number: int) -> float:
+    """Seconds from handing a good batch in until it is learned."""
+    with Client(target.socket) as client:
+        began = time.monotonic()
+        batch = client.submit(f"good-{number}.npz", good_batch(0, number))["batch"]
+        client.wait(300)
+        seconds = time.monotonic() - began
+        assert client.batch(batch)["state"] == "committed"
+    return seconds
+
+
 def _at_once(count: int, ask: Callable[[Target], str], target: Target) -> Counter[str]:
     with ThreadPoolExecutor(count) as threads:
         return Counter(threads.map(lambda _: ask(target), range(count)))
@@ -163,6 +223,9 @@ def attacks() -> list[Attack]:
         Attack("nobody, while 8 threads pack 64 MB", pack_beside, is_hostile=False),
         Attack("8 by gRPC, packed 1000:1", ask_over_grpc(UNPACKED // INPUTS, grpc.Compression.Gzip)),
         Attack("8 by gRPC, 16 MiB raw", ask_over_grpc((16 * MIB - 4096) // INPUTS)),
+        Attack("3 Parquet files, 1,000,000 x 64 of one value", drop_files(1_000_000, 64, 0)),
+        Attack("3 Parquet files, 1,000,000 x 64 within 200:1", drop_files(1_000_000, 64, 1)),
+        Attack("3 Parquet files, 100,000 x 784 within 200:1", drop_files(100_000, INPUTS, 8)),
     ]
 
 
@@ -230,13 +293,14 @@ def probed(target: Target) -> Iterator[dict[str, Any]]:
         found |= json.loads(process.communicate()[0])
 
 
-def look_at(attack: Attack, target: Target, rounds: int) -> dict[str, Any]:
+def look_at(attack: Attack, target: Target, rounds: int, number: int) -> dict[str, Any]:
     """What was held, and how long a row took, during so many rounds of an attack."""
     answers: Counter[str] = Counter()
     began = time.monotonic()
     with watched(target.server.pid) as seen, probed(target) as found:
         for _ in range(rounds):
             answers += attack.once(target)
+    learned = learn_one(target, number)
     milliseconds = np.array(found["seconds"]) * 1000
     return {
         "name": attack.name,
@@ -249,6 +313,7 @@ def look_at(attack: Attack, target: Target, rounds: int) -> dict[str, Any]:
         "p99_ms": float(np.percentile(milliseconds, 99)),
         "longest_ms": float(milliseconds.max()),
         "failures": len(found["failures"]),
+        "good_seconds": learned,
         "is_hostile": attack.is_hostile,
     }
 
@@ -259,14 +324,9 @@ def look_at(attack: Attack, target: Target, rounds: int) -> dict[str, Any]:
 def teach(socket: Path) -> None:
     """Two tasks of rows with ten classes."""
     with Client(socket) as client:
-        random = np.random.default_rng(0)
         for task in range(2):
-            middles = random.normal(size=(CLASSES, INPUTS))
             for batch in range(BATCHES):
-                labels = random.integers(0, CLASSES, ROWS)
-                file = io.BytesIO()
-                np.savez(file, x=(middles[labels] + random.normal(size=(ROWS, INPUTS))).astype(np.float32), y=labels)
-                client.submit(f"task-{task}-{batch}.npz", file.getvalue())
+                client.submit(f"task-{task}-{batch}.npz", good_batch(task, batch))
         client.wait(300)
         assert client.status()["tasks"] == 2
 
@@ -278,14 +338,15 @@ def run(rounds: int) -> dict[str, Any]:
         state.mkdir(mode=0o700)
         with daemon_on_tcp(state, f'grpc = "127.0.0.1:{port}"\n') as (daemon, server):
             teach(daemon.socket)
-            target = Target(server, f"127.0.0.1:{port}", daemon.watch)
-            rows = [look_at(attack, target, rounds) for attack in attacks()]
-    return {"rows": rows, "settings": {"rounds": rounds}, "measures": measures(rows)}
+            target = Target(server, f"127.0.0.1:{port}", daemon.watch, daemon.socket)
+            usual = learn_one(target, BATCHES)
+            rows = [look_at(attack, target, rounds, number) for number, attack in enumerate(attacks(), BATCHES + 1)]
+    return {"rows": rows, "settings": {"rounds": rounds, "usual_seconds": usual}, "measures": measures(rows, usual)}
 
 
-def measures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def measures(rows: list[dict[str, Any]], usual: float) -> list[dict[str, Any]]:
     """What was wanted of each attack."""
-    found = []
+    found = [measure("a good batch, from its post until it is learned, usually, in s", round(usual, 2))]
     for row in rows:
         if not row["is_hostile"]:
             found.append(measure(f"{row['name']}: p99 of a row in ms", row["p99_ms"]))
@@ -296,6 +357,7 @@ def measures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             measure("  a row beside them, p50 in ms", row["p50_ms"]),
             measure("  p99 in ms", row["p99_ms"], MOST_MS, sense="≤"),
             measure("  rows without an answer", row["failures"], 0, sense="="),
+            measure("  a good batch after them, in s", round(row["good_seconds"], 2), USUAL * usual, sense="≤"),
             measure("  the others were told", told),
         ]
     return found
