@@ -32,8 +32,9 @@ def main() -> None:
         return
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         settings, _ = receive(connection)
-        reading = _reading(settings)
-        _confine(settings["memory_bytes"], settings["descriptors"])
+        reading, libc = _reading(settings), ctypes.CDLL(None)
+        trim = getattr(libc, "malloc_trim", None)  # glibc's
+        _confine(libc, settings["memory_bytes"], settings["descriptors"])
         connection.sendall(message({"ready": True}))
         while True:
             start, descriptors, _, _ = socket.recv_fds(connection, HEADER.size + MAX_JSON_BYTES, 1)
@@ -41,11 +42,18 @@ def main() -> None:
                 return
             # Should the parent die meanwhile, nobody else ends an endless request.
             signal.setitimer(signal.ITIMER_REAL, settings["seconds"] + _ORPHAN_SECONDS)
-            request, size = receive(connection, start)
-            answer = _answer(request["form"], descriptors[0], size, reading)
-            os.close(descriptors[0])
-            _send(connection, request["verb"], answer)
+            _serve(connection, start, descriptors[0], reading)
+            if trim is not None:
+                trim(0)  # who waits for the next one holds nothing of this one
             signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _serve(connection: socket.socket, start: bytes, descriptor: int, reading: Reading) -> None:
+    """Answers one request, whose first bytes are `start`."""
+    request, size = receive(connection, start)
+    answer = _answer(request["form"], descriptor, size, reading)
+    os.close(descriptor)
+    _send(connection, request["verb"], answer)
 
 
 def _reading(settings: dict[str, Any]) -> Reading:
@@ -57,9 +65,8 @@ def _reading(settings: dict[str, Any]) -> Reading:
     )
 
 
-def _confine(memory_bytes: int, descriptors: int) -> None:
+def _confine(libc: ctypes.CDLL, memory_bytes: int, descriptors: int) -> None:
     """`memory_bytes` of address space more than now, a few descriptors, no byte written, no core, no new rights."""
-    libc = ctypes.CDLL(None)
     libc.unshare(_NEW_USER_AND_NETWORK)  # where the system allows it: no network, and no rights of root
     libc.prctl(_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
