@@ -281,7 +281,7 @@ def test_nobody_goes_on_with_the_question_of_who_left():
         await batcher.ask(question(1))
 
     in_a_loop(engine, talk, parallel=1, batch_rows=8)
-    assert engine.answered_in in ([0], [0, 1])
+    assert 2 not in engine.answered_in  # at most the step that had begun
     assert engine.passes == [[1]]
 
 
