@@ -33,11 +33,12 @@ from streams.reading import Reading
 
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 _SHORTEST_PARQUET = 12  # bytes: both magics and the footer's length
+_PART_ROWS = 8192  # of Parquet, that are there twice: as pyarrow has them, and in x
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def decode_parquet(payload: bytes, reading: Reading, budget: Budget) -> Batch:
-    """A Parquet file; only the chosen columns are read, one row group after another."""
+    """A Parquet file; only the chosen columns are read, some rows at a time."""
     _check_parquet_ends(payload)
     with _refusals("Parquet") as pa:
         from pyarrow import parquet
@@ -49,8 +50,9 @@ def decode_parquet(payload: bytes, reading: Reading, budget: Budget) -> Batch:
         file = parquet.ParquetFile(
             pa.BufferReader(payload), metadata=metadata, read_dictionary=table.worded, pre_buffer=False
         )
-        for group in range(file.num_row_groups):
-            table.add(file.read_row_group(group, columns=names, use_threads=False))
+        table.expect(metadata.num_rows)
+        for part in file.iter_batches(_PART_ROWS, columns=names, use_threads=False):
+            table.add(part)
         if budget.rows != metadata.num_rows:
             raise BatchRejected("bad_format", f"the footer tells of {metadata.num_rows} rows, {budget.rows} are there")
         return table.batch()
@@ -90,9 +92,14 @@ class _Table:
         check_words(self.chosen.task, types, "bad_task")
         words = (name for name in (self.chosen.y, self.chosen.task) if name is not None)
         self.worded = [name for name in words if not is_integer(types[name])]
+        self._expected = 0
         self._x: list[np.ndarray] = []
         self._y: list[Words] = []
         self._tasks: set[str] = set()
+
+    def expect(self, rows: int) -> None:
+        """So many rows are said to come, and room for them is made at once: `batch` then copies nothing."""
+        self._expected = rows
 
     def add(self, part: Any) -> None:
         """A pyarrow Table or RecordBatch with at least the chosen columns."""
@@ -103,12 +110,23 @@ class _Table:
         if self._x and x.shape[1] != self._x[0].shape[1]:
             text = f"x: rows of {x.shape[1]} values, those before have {self._x[0].shape[1]}"
             raise BatchRejected("schema_mismatch", text)
-        self._x.append(x)
+        self._keep(x)
         if self.chosen.y is not None:
             self._y += words_of(part.column(self.chosen.y), self.chosen.y, "bad_labels", self._budget)
         if self.chosen.task is not None:
             for words in words_of(part.column(self.chosen.task), self.chosen.task, "bad_task", self._budget):
                 self._tasks.add(arrays.one_task(words.found()))
+
+    def _keep(self, x: np.ndarray) -> None:
+        if not self._expected:
+            self._x.append(x)
+            return
+        if not self._x:
+            self._x.append(np.empty((self._expected, x.shape[1]), x.dtype))
+        at = self._budget.rows - len(x)
+        if self._budget.rows > self._expected:
+            raise BatchRejected("bad_format", f"more rows than the {self._expected} that the footer tells of")
+        self._x[0][at : at + len(x)] = x
 
     def batch(self) -> Batch:
         if not self._x:

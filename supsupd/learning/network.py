@@ -29,8 +29,8 @@ from supsupd.sections import FLOAT_BYTES
 
 DEFAULT_HIDDEN: dict[str, tuple[int, ...]] = {"mlp": (300, 100), "units": (2048, 2048)}
 CONV_HIDDEN = (256, 256)
-PART_VALUES = 1 << 24
-"""Values that a layer makes at once of rows that are not trained on: 64 MiB, and two or three layers are held."""
+PART_VALUES = 1 << 23
+"""Values that a layer makes at once of rows that are not trained on: 32 MiB, and two or three layers are held."""
 FEATURES = 1024
 """Their covariance has so many rows and columns: 4 MiB in float32."""
 
