@@ -23,11 +23,12 @@ def list_batches(
 ) -> None:
     """What became of every batch. May run beside the daemon."""
     from storage import ledger
-    from storage.db import reading
+    from storage.db import reading, refuse_older
     from supsupd.views import show_batch
 
     with told():
         existing(state, database)
+        refuse_older(target_of(state, database))
         with reading(target_of(state, database)) as session:
             states = () if only is None else (only,)
             rows = [show_batch(row) for row in ledger.list_batches(session, *states, limit=limit)]

@@ -46,6 +46,7 @@ __all__ = [
     "downgrade",
     "migrating",
     "reading",
+    "refuse_older",
     "upgrade",
     "verify",
 ]
@@ -198,6 +199,14 @@ def upgrade(
     if pending:
         log.info("schema_upgraded", store=backend.name, revisions=pending)
     return pending
+
+
+def refuse_older(target: Target) -> None:
+    """Raises SchemaMismatch for a database that is not of the newest schema, StoreError when it cannot be read."""
+    backend = backend_of(target)
+    _, pending = find_pending(backend)
+    if pending:
+        raise SchemaMismatch(f"{backend.name} has an older schema: run `supsupd db upgrade`")
 
 
 def downgrade(

@@ -33,7 +33,7 @@ from streams.reading import Reading
 
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 _SHORTEST_PARQUET = 12  # bytes: both magics and the footer's length
-_PART_ROWS = 8192  # of Parquet, that are there twice: as pyarrow has them, and in x
+_PART_BYTES = 16 << 20  # of Parquet, that are there twice: as pyarrow has them, and in x
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -51,7 +51,8 @@ def decode_parquet(payload: bytes, reading: Reading, budget: Budget) -> Batch:
             pa.BufferReader(payload), metadata=metadata, read_dictionary=table.worded, pre_buffer=False
         )
         table.expect(metadata.num_rows)
-        for part in file.iter_batches(_PART_ROWS, columns=names, use_threads=False):
+        rows = max(1, _PART_BYTES // (table.dtype.itemsize * len(table.chosen.x)))
+        for part in file.iter_batches(rows, columns=names, use_threads=False):
             table.add(part)
         if budget.rows != metadata.num_rows:
             raise BatchRejected("bad_format", f"the footer tells of {metadata.num_rows} rows, {budget.rows} are there")

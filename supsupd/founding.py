@@ -61,9 +61,9 @@ def found_network(
 
 
 def _refuse_too_large(architecture: Architecture, learning: LearningSettings) -> None:
-    """Raises BatchRejected where there is no room to train the network: for a state, and the one that comes of it."""
+    """Raises BatchRejected where there is no room to train the network."""
     inputs, outputs, weights = architecture.inputs, architecture.outputs, architecture.weights
-    size = 2 * state_bytes(architecture, learning)
+    size = state_bytes(architecture, learning)
     if size > learning.memory_bytes:
         raise BatchRejected(
             "too_large",

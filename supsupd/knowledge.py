@@ -18,6 +18,7 @@ from storage.spool import Spool
 from supsupd import attractors, persistence
 from supsupd.config import Settings
 from supsupd.engine import Engine
+from supsupd.explain import why
 from supsupd.learning.labels import ClassList
 from supsupd.learning.network import Network
 from supsupd.learning.normalise import Normaliser
@@ -199,4 +200,4 @@ def _log_change(change: Change) -> None:
         member = change.provisional.members[-1].batch
         log.info("batch_unsure", batch=member.batch_id, provisional=change.provisional.provisional_id)
     for given_up in change.given_up:
-        log.warning("batch_given_up", batch=given_up.batch_id)
+        log.warning("batch_given_up", batch=given_up.batch_id, reason=why(change, "quarantined"))

@@ -152,7 +152,10 @@ class Lessons:
             try:
                 batch, _ = self._labelled(row, self._read(row), engine)
             except (BatchRejected, SpoolCorrupt) as refusal:
-                self._quarantine(row, refusal)
+                if isinstance(refusal, BatchRejected) and refusal.code == "oom":  # it was read once: it is the machine
+                    self._set_aside([row])
+                else:
+                    self._quarantine(row, refusal)
                 continue
             members.append(taken[row.id].of(batch))
         if members:

@@ -196,7 +196,7 @@ class LearningSettings(Section):
     active_tasks: PositiveInt = 32
     """Tasks whose scores and optimiser state are kept, as far as `memory_bytes` has room; older ones go on from their
     bits."""
-    memory_bytes: PositiveInt = 128 * MIB
+    memory_bytes: PositiveInt = 144 * MIB
     """What is provisional may hold so much, rows counted as float32 and training states with them; so may the training
     states of tasks. A batch is learned from a quarter of it at most."""
     threads: PositiveInt = 1

@@ -161,8 +161,8 @@ def test_people_get_a_table_that_a_pipe_does_not_cut(served, engine):
     engine.ledger.append({"batch": 1, "name": name, "sha256": "ab" * 32, "state": "staged", "reason": None})
     result = run("supsup-cli", "--socket", served, "batches", "list", "--state", "staged")
     heading, row = result.stdout.splitlines()
-    assert heading.split() == ["batch", "name", "sha256", "state", "task", "decision", "reason"]
-    assert row.split() == ["1", name, "ab" * 32, "staged", "-", "-", "-"]
+    assert heading.split() == ["batch", "sender", "name", "sha256", "state", "task", "decision", "reason"]
+    assert row.split() == ["1", "-", name, "ab" * 32, "staged", "-", "-", "-"]
 
 
 def test_names_from_outside_reach_the_terminal_harmless(served, engine):

@@ -141,7 +141,7 @@ def test_nothing_written_behind_the_session_stays_open(store):
     with pytest.raises(TransactionLost), store.write() as session:
         connection = session.connection()
         session.rollback()
-        connection.exec_driver_sql("INSERT INTO cursor VALUES ('folder', 'behind', '1')")
+        connection.exec_driver_sql("INSERT INTO cursor VALUES ('digest', 'folder', 'behind', '1')")
     advance(store, "after")
     assert set(positions(store)) == {"after"}
 

@@ -143,7 +143,7 @@ def test_looking_at_a_marked_folder_grows_no_faster_than_its_images(tmp_path):
         paths = [put(folder / "b" / "a" / f"{i}.png", b"") for i in range(count)]
         sums = "".join(f"{'0' * 64}  a/{path.name}\n" for path in paths).encode()
         put(folder / "b.sha256", sums)
-        (candidate,) = walk(folder)
+        (candidate,) = walk(str(folder))
         digests = {member.path: "0" * 64 for member in candidate.members}
 
         def task():

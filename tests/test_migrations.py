@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -349,7 +350,7 @@ GOLDEN = {
     "feature_products": [{"id": 1, "products": b"\0", "sha256": packing.sha256(b"\0"), "updated_at": MOMENT}],
     "sighting": [{"digest": digest_key("nats", "1"), "source": "nats", "identity": "1", "batch_id": 7,
                   "expires_at": MOMENT}],
-    "prediction": [{"batch_id": 7, "payload": b"\0", "created_at": MOMENT}],
+    "prediction": [{"batch_id": 7, "payload": zlib.compress(b"[]"), "created_at": MOMENT}],
     "gap": [{"id": 2, "source": "nats", "key": "k", "position": "9", "reason": "lost", "created_at": MOMENT,
              "accepted_at": MOMENT}],
 }  # fmt: skip

@@ -127,20 +127,21 @@ def test_a_file_of_any_bytes_has_its_predictions_and_stops_nothing(daemon):
 def test_a_planted_link_is_told_and_never_written_through(daemon, tmp_path):
     secret = tmp_path / "elsewhere"
     secret.mkdir()
-    (daemon.out / "socket").mkdir(exist_ok=True)
-    (daemon.out / "socket" / "trap").symlink_to(secret)
+    own = daemon.out / "socket" / f"@uid%20{os.getuid()}"
+    own.mkdir(parents=True, exist_ok=True)
+    (own / "trap").symlink_to(secret)
     before = tree_of(secret)
     asked = daemon.client.submit("trap/x", unlabelled(350))["batch"]
     until(lambda: daemon.client.batch(str(asked))["state"] == "scored")
     (problem,) = daemon.client.status()["problems"]
     assert (problem["who"], problem["kind"]) == ("predictions", "predictions_unwritten")
-    assert "/socket/trap/x.json: " in problem["text"]
+    assert f"{own}/trap/x.json: " in problem["text"]
     assert tree_of(secret) == before
     daemon.drop("good after link", **draw(0, 201))
     assert daemon.wait().row("good after link")["state"] == "committed"
-    (daemon.out / "socket" / "trap").unlink()
+    (own / "trap").unlink()
     until(lambda: daemon.client.status()["problems"] == [])
-    assert (daemon.out / "socket" / "trap" / "x.json").exists()
+    assert (own / "trap" / "x.json").exists()
 
 
 # -- order ------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def answered(models, name, version=""):
     """(the version that answered, the raw probabilities), or (the status, the text) of a refusal."""
     request = InferRequest((Tensor("x", "FP32", rows("B").shape, rows("B")),))
     try:
-        answer = asyncio.run(models.infer(name, version, request))
+        answer = asyncio.run(models.infer(name, version, request, models.front.memory.holding()))
     except EngineError as error:
         return error.status, error.text
     return int(answer.model_version), answer.outputs[1].data.tobytes()

@@ -19,6 +19,7 @@ from storage.models import BatchRow
 from storage.spool import Spool
 from streams.batch import Batch
 from streams.formats import encode
+from streams.names import printable
 from supsupd.config import Settings
 from supsupd.health import Health
 from supsupd.learning.device import pick_device, use_threads
@@ -199,7 +200,9 @@ def test_kept_predictions_are_verified_backed_up_and_restored(lives, tmp_path):
     assert problem.startswith(f"prediction: that of batch {asked} is damaged")
 
 
-@pytest.mark.parametrize("name", ["x" * 255, "a.json/b", "é" * 46, "../../../state/tokens", "/etc/x", "a\0b", ""])
+@pytest.mark.parametrize(
+    "name", ["x" * 255, "a.json/b", "é" * 46, "../../../state/tokens", "/etc/x", printable("a\0b"), ""]
+)
 def test_after_any_name_the_next_good_batch_is_learned(lives, name):
     lives.ask("a", 50)
     lives.ask(name, 0)
