@@ -264,6 +264,13 @@ def release_waiting(session: Session, labelled: bool) -> int:
     return _changed(session, update(BatchRow).where(*waiting).values(state="staged", updated_at=utc_now()))
 
 
+def release(session: Session, batch_id: int) -> None:
+    """Give an open batch another turn. Raises LedgerConflict when it is in any other state."""
+    change = update(BatchRow).where(BatchRow.id == batch_id, BatchRow.state.in_(OPEN))
+    if _changed(session, change.values(state="staged", provisional=None, updated_at=utc_now())) != 1:
+        raise LedgerConflict(f"batch {batch_id} is {load_batch(session, batch_id).state}: it cannot have another turn")
+
+
 def newest_learned(session: Session) -> BatchRow | None:
     """The labelled batch that was recognised last, decided or not; None when there is none."""
     query = select(BatchRow).where(BatchRow.labelled.is_(True), BatchRow.state.in_(("committed", "unsure")))
@@ -411,11 +418,12 @@ def waiting(session: Session, source: str, sender: str | None = None) -> Waiting
     return Waiting(count, size, own_count, own_size)
 
 
-def rejected_size(session: Session, source: str, sender: str | None = None) -> int:
-    """The bytes that are kept of batches of one source or sender that were rejected."""
-    own = (BatchRow.source == source, BatchRow.sender.is_not_distinct_from(sender))
-    query = select(func.coalesce(func.sum(BatchRow.size), 0)).where(BatchRow.state.in_(REJECTED), *own)
-    return int(session.scalar(query.where(BatchRow.sha256.is_not(None))) or 0)
+def kept_size(session: Session, source: str, sender: str | None = None) -> int:
+    """The bytes that are kept of one source or sender's batches that were rejected, or wait for a first task."""
+    own = (BatchRow.source == source, BatchRow.sender.is_not_distinct_from(sender), BatchRow.sha256.is_not(None))
+    waiting = (BatchRow.state == "unsure") & BatchRow.labelled.is_(False)
+    query = select(func.coalesce(func.sum(BatchRow.size), 0)).where(BatchRow.state.in_(REJECTED) | waiting, *own)
+    return int(session.scalar(query) or 0)
 
 
 def count_by_state(session: Session) -> dict[str, int]:

@@ -131,12 +131,13 @@ class DecodeProcess:
         except Malformed as error:
             self.end()
             raise WorkerLost("worker_died", f"it gave a malformed answer ({error})") from error
-        if isinstance(answer, BatchRejected):
-            if answer.code == "oom":  # a fresh worker may have more memory
-                self.end()
-                raise WorkerLost(answer.code, answer.text)
-            raise answer
-        return answer
+        if not isinstance(answer, BatchRejected):
+            return answer
+        if answer.code == "oom":  # a fresh worker may have more memory
+            self.end()
+            raise WorkerLost(answer.code, answer.text)
+        # A new one: raised where a frame has it, it would hold that frame, and so the bytes, until the next collection.
+        raise BatchRejected(answer.code, answer.text)
 
     def _converse(self, verb: str, descriptor: int, size: int, form: str) -> Summary | Batch | BatchRejected:
         connection, budget = _Timed(self._socket, self._limits.seconds), Budget(size, self._reading.limits)

@@ -4,6 +4,7 @@ Run as `python -m streams.decode_worker FD` with the socket's descriptor; withou
 """
 
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ from streams.wire import HEADER, MAX_JSON_BYTES, MAX_TEXT, describe, message, re
 
 _SET_DUMPABLE, _SET_NO_NEW_PRIVILEGES = 4, 38  # of prctl
 _NEW_USER_AND_NETWORK = 0x10000000 | 0x40000000  # of unshare
+_LARGE = 1 << 20  # bytes
 _ORPHAN_SECONDS = 5  # after the time in which the parent ends us
 
 
@@ -42,18 +44,22 @@ def main() -> None:
                 return
             # Should the parent die meanwhile, nobody else ends an endless request.
             signal.setitimer(signal.ITIMER_REAL, settings["seconds"] + _ORPHAN_SECONDS)
-            _serve(connection, start, descriptors[0], reading)
+            size = _serve(connection, start, descriptors[0], reading)
+            # Who waits for the next one holds nothing of this one, nor what errors and frames hold of each other.
+            if size > _LARGE:
+                gc.collect()
             if trim is not None:
-                trim(0)  # who waits for the next one holds nothing of this one
+                trim(0)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _serve(connection: socket.socket, start: bytes, descriptor: int, reading: Reading) -> None:
-    """Answers one request, whose first bytes are `start`."""
+def _serve(connection: socket.socket, start: bytes, descriptor: int, reading: Reading) -> int:
+    """Answers one request, whose first bytes are `start`; how many bytes it was about."""
     request, size = receive(connection, start)
     answer = _answer(request["form"], descriptor, size, reading)
     os.close(descriptor)
     _send(connection, request["verb"], answer)
+    return size
 
 
 def _reading(settings: dict[str, Any]) -> Reading:

@@ -105,13 +105,13 @@ class ProcessDecoder:
     def _ask(self, payload: bytes, who: str, question: Callable[[DecodeProcess, int], T]) -> T:
         needed = min(working_bytes(len(payload), self._reading.limits), self._limits.memory_bytes)
         with self._turns.taken(who, needed), _sealed(payload) as descriptor:
-            lost = None
+            lost = ("", "")
             for attempt in range(_ATTEMPTS):
                 worker = self._take(fresh=attempt > 0)
                 try:
                     answer = question(worker, descriptor)
                 except WorkerLost as error:
-                    lost = error
+                    lost = error.code, error.text  # not itself: it would hold this frame, and so the bytes
                     self._end(worker)
                 except BatchRejected:
                     self._give_back(worker)
@@ -122,8 +122,8 @@ class ProcessDecoder:
                 else:
                     self._give_back(worker)
                     return answer
-            assert lost is not None
-            raise BatchRejected(lost.code, f"{lost.text}, {_ATTEMPTS} times") from lost
+            code, text = lost
+            raise BatchRejected(code, f"{text}, {_ATTEMPTS} times")
 
     def _take(self, fresh: bool = False) -> DecodeProcess:
         """An idle worker or a new one; `fresh`: only that, as the others may be dying of the same."""

@@ -63,8 +63,9 @@ class Knowledge:
         self._database = database
         self._spool = spool
         self._watched: set[str] = set()
-        self._found: deque[float] = deque()
-        """When tasks were found, in monotonic seconds: the wall clock may jump. A start begins anew."""
+        self._found: deque[tuple[float, str]] = deque()
+        """When tasks were found, in monotonic seconds (the wall clock may jump), and whose batches proved them. A start
+        begins anew."""
 
     def forget(self) -> None:
         """Everything in memory is about to be rebuilt from the store."""
@@ -97,11 +98,11 @@ class Knowledge:
         newest = self.predictor
         return predictor.without_task(error.task_id) if newest is None or newest is predictor else newest
 
-    def found_lately(self) -> int:
-        """The tasks found in the last hour."""
-        while self._found and time.monotonic() - self._found[0] >= HOUR_SECONDS:
+    def found_lately(self, origin: str) -> int:
+        """The tasks found in the last hour by what one source or sender sent."""
+        while self._found and time.monotonic() - self._found[0][0] >= HOUR_SECONDS:
             self._found.popleft()
-        return len(self._found)
+        return sum(whose == origin for _, whose in self._found)
 
     def sound(self, work: Callable[[], T]) -> T:
         """What `work` gives, done again without every task whose mask it finds damaged."""
@@ -150,7 +151,7 @@ class Knowledge:
             hit("learn.commit")
         hit("learn.committed")
         if change.kind == "new":
-            self._found.append(time.monotonic())
+            self._found.append((time.monotonic(), change.assigned[-1].batch.origin))
         engine.classes, engine.features = classes, features
         engine.learner.apply(change)
         if reservoir is not None:

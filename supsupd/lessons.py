@@ -241,7 +241,7 @@ class Lessons:
     def _consider(self, row: BatchRow, batch: Batch, engine: Engine) -> tuple[Change, ClassList]:
         """What a labelled batch does, and the class list that it needs. Raises BatchRejected, OutOfService."""
         labelled, classes = self._labelled(row, batch, engine)
-        return engine.learner.consider(labelled, len(classes), self._knowledge.found_lately()), classes
+        return engine.learner.consider(labelled, len(classes), self._knowledge.found_lately(labelled.origin)), classes
 
     def _labelled(self, row: BatchRow, batch: Batch, engine: Engine) -> tuple[LabelledBatch, ClassList]:
         """Normalises and encodes a batch; the class list that it needs comes too.
@@ -268,6 +268,7 @@ class Lessons:
             content=batch.sha256(),
             origin=row.origin,
             came=came,
+            size=row.size,
         )
         return labelled, classes
 

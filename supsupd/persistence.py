@@ -230,6 +230,8 @@ def store_change(session: Session, change: Change, network: Network, active_task
         _take_back(session, change)
     elif change.provisional is not None:
         _finish(session, change.provisional.members[-1].batch, change, "unsure", change.evidence)
+    for batch in change.released:
+        ledger.release(session, batch.batch_id)
     for batch in change.given_up:
         _finish(session, batch, change, "quarantined", change.evidence)
         ledger.forget_content(session, batch.batch_id)  # nobody has learned it: it may be sent again

@@ -227,7 +227,7 @@ class RecognitionSettings(Section):
     patience_batches: PositiveInt = 64
     """Batches after which a provisional task that has proved nothing is given up."""
     max_new_per_hour: Annotated[int, Field(ge=0)] = 64
-    """New tasks in any hour; what proves itself beyond them waits. 0: no limit."""
+    """New tasks of one source or sender in any hour; what proves itself beyond them waits. 0: no limit."""
     paper_epsilon: PositiveFloat = 0.125
     """The paper's rule makes a new mask where k max nu is below 1 + this."""
     check_batches: PositiveInt = 100
@@ -307,9 +307,9 @@ class IntakeSettings(Section):
     """Batches that may wait to be learned, of a source or sender as many as there is room for beside its own."""
     max_spool_bytes: PositiveInt = 4096 * MIB
     """Bytes of batches that may wait to be learned."""
-    max_rejected_bytes: PositiveInt = 1024 * MIB
-    """Bytes of rejected batches that are kept of one source or sender; beyond, nothing more of it comes in until an
-    operator retries or drops some."""
+    max_kept_bytes: PositiveInt = 1024 * MIB
+    """Bytes that are kept of one source or sender's batches that were rejected, or wait for a first task; beyond,
+    nothing more of it comes in until an operator retries or drops some."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 256 * MIB
     """Nothing comes in while the disk of the state has less room than this, so that what came in can be learned."""
     decode_memory_bytes: PositiveInt = 2048 * MIB

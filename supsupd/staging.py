@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SOCKET_SOURCE = "socket"
 MAX_REASON = 500
 """Characters that are kept of why something cannot be stored."""
-DISK_FULL, REJECTED_FULL = "disk_full", "rejected_full"
+DISK_FULL, KEPT_FULL = "disk_full", "kept_full"
 RETRIED = "retried"
 """Who asks for the decoding of what an operator sends in again."""
 
@@ -109,10 +109,10 @@ class Staging:
             return Room(0, DISK_FULL, f"{free} bytes are free on the disk of the state; intake goes on from {least}")
         with self.database.read() as session:
             waiting = ledger.waiting(session, source, sender)
-            rejected = ledger.rejected_size(session, source, sender)
-        if rejected >= (most := self._settings.max_rejected_bytes):
-            text = f"{rejected} bytes of its rejected batches are kept, at most {most} may be: retry or drop some"
-            return Room(0, REJECTED_FULL, text)
+            kept = ledger.kept_size(session, source, sender)
+        if kept >= (most := self._settings.max_kept_bytes):
+            what = "of its batches that were rejected, or wait for a first task, are kept"
+            return Room(0, KEPT_FULL, f"{kept} bytes {what}, at most {most} may be: retry or drop some")
         if waiting.own_size >= self._settings.max_spool_bytes - waiting.size:
             return Room(0)
         spare = self._settings.max_queue - waiting.count - waiting.own_count

@@ -33,6 +33,7 @@ class Stream:
     recognition: RecognitionSettings = field(default_factory=RecognitionSettings)
     task_of: dict = field(default_factory=dict)
     given_up: list = field(default_factory=list)
+    released: list = field(default_factory=list)
     changes: list = field(default_factory=list)
     count: int = 0
 
@@ -61,6 +62,7 @@ class Stream:
             self.task_of.pop(member.batch.batch_id, None)
         self.task_of |= {member.batch.batch_id: change.task.task_id for member in change.assigned}
         self.given_up += [batch.batch_id for batch in change.given_up]
+        self.released += [batch.batch_id for batch in change.released]
         self.learner.apply(change)
 
     def accuracy(self, task_id, x, y):

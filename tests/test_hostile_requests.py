@@ -20,7 +20,7 @@ from raw_http import read_all
 
 INPUTS = 64
 ROOM = 384 * MIB  # serving.memory_bytes
-SLACK = 128 * MIB  # what a few pieces of work take beside it, and what the allocator keeps
+SLACK = 192 * MIB  # messages that gRPC's library has half, a few pieces of work, and what the allocator keeps
 CONFIG = f'grpc_socket = "{{grpc}}"\n{QUICK}'
 WBITS = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 

@@ -224,6 +224,35 @@ def test_nobody_pushes_out_what_others_have_sent():
     assert stream.task_of == {1: 1, 22: 1}
 
 
+def small_junk(rng, seed):
+    """A few rows that look like task 0's, with labels that mean nothing."""
+    return draw(0, seed, rows=8)["x"], rng.integers(0, 10, 8)
+
+
+def test_who_joins_anothers_provisional_task_cannot_have_it_given_up():
+    rng = np.random.default_rng(1)
+    stream = Stream()
+    assert stream.feed(**draw(0, 1), origin="camera") == "unsure"
+    for seed in (50, 51):
+        stream.feed(*small_junk(rng, seed), origin="socket junk")
+    for _ in range(20):
+        junk = rng.random((32, 64)) ** 8 * rng.permutation(64) ** 2
+        stream.feed(junk, rng.integers(0, 10, 32), origin="socket junk")
+    assert 1 in [m.batch.batch_id for p in stream.learner.provisionals.values() for m in p.members]
+
+
+def test_patience_with_what_others_sent_costs_nobody_else_a_batch():
+    rng = np.random.default_rng(1)
+    stream = Stream(recognition=RecognitionSettings(patience_batches=20))
+    assert stream.feed(**draw(0, 1), origin="camera") == "unsure"
+    for seed in range(50, 75):
+        stream.feed(*small_junk(rng, seed), origin="socket junk")
+    assert stream.given_up
+    assert 1 not in stream.given_up
+    held = [m.batch.batch_id for p in stream.learner.provisionals.values() for m in p.members]
+    assert 1 in held + stream.released
+
+
 def test_what_is_provisional_is_bounded_in_bytes_and_its_rows_with_it():
     rng = np.random.default_rng(1)
     state = 12 * small_network().architecture.weights

@@ -198,13 +198,14 @@ def test_a_submitted_batch_that_is_refused_leaves_nothing(desk):
 
 
 def test_who_fills_the_disk_with_what_is_rejected_waits_and_nobody_else_does(desk_of):
-    desk = desk_of(max_rejected_bytes=100)
+    desk = desk_of(max_kept_bytes=100)
     junk = {f"{number}.npz": bytes([number]) * 60 for number in range(2)}
     desk.staging.make_durable([desk.staging.look_into(file(data, name)) for name, data in junk.items()])
     assert [state for _, state, _ in desk.rows()] == ["quarantined"] * 2
     room = desk.staging.room("in")
-    assert (room.batches, room.kind) == (0, "rejected_full")
-    assert room.text == "120 bytes of its rejected batches are kept, at most 100 may be: retry or drop some"
+    assert (room.batches, room.kind) == (0, "kept_full")
+    assert room.text.startswith("120 bytes of its batches that were rejected,")
+    assert room.text.endswith("are kept, at most 100 may be: retry or drop some")
     assert desk.staging.room("elsewhere").batches > 0
     desk.staging.drop(1)
     assert desk.staging.room("in").batches > 0

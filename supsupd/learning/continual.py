@@ -259,7 +259,8 @@ class ContinualLearner(TaskLearner):
             evidence,
             provisional=None if provisional in stale else provisional,
             closed=tuple(p.provisional_id for p in stale),
-            given_up=tuple(m.batch for p in stale for m in p.members),
+            given_up=tuple(m.batch for p in stale for m in p.members if m.batch.origin == p.origin),
+            released=tuple(m.batch for p in stale for m in p.members if m.batch.origin != p.origin),
         )
 
 

@@ -53,13 +53,17 @@ class Provisional:
 
     @property
     def nbytes(self) -> int:
-        """What it holds: the rows of its members, and its training state."""
-        return self.state.nbytes + self.mask.nbytes + sum(m.batch.samples.nbytes for m in self.members)
+        """What it holds: its training state, and its members' rows, or their bytes on the disk if these are more."""
+        held = sum(max(m.batch.samples.nbytes, m.batch.size) for m in self.members)
+        return self.state.nbytes + self.mask.nbytes + held
 
     @property
     def origin(self) -> str:
-        """Who sent most of its members."""
-        return Counter(m.batch.origin for m in self.members).most_common(1)[0][0]
+        """Who sent most of its rows."""
+        rows: Counter[str] = Counter()
+        for member in self.members:
+            rows[member.batch.origin] += len(member.samples)
+        return rows.most_common(1)[0][0]
 
     @property
     def labels(self) -> np.ndarray:

@@ -27,6 +27,7 @@ class LabelledBatch:
         content: hash of its samples and labels alone, if `sha256` covers more.
         origin: who sent it: a source, and in it a sender.
         came: rows that it came with, if only some of them are learned.
+        size: bytes that are kept of it while it waits.
     """
 
     batch_id: int
@@ -37,6 +38,7 @@ class LabelledBatch:
     content: str | None = None
     origin: str = ""
     came: int | None = None
+    size: int = 0
 
     @property
     def seed(self) -> str:
@@ -117,6 +119,7 @@ class Change:
         provisional: the provisional task that took the batch, when it stays unsure, or what is left of one.
         closed: provisional tasks that are no more: promoted, absorbed or given up.
         given_up: batches of provisional tasks that were given up undecided.
+        released: those that others had sent into these tasks: they have another turn.
         recalled: batches that a late alarm took back from the task, in order, and last the one that raised it; all
             are members of `provisional` now.
         guard: what watches the task from now on.
@@ -130,6 +133,7 @@ class Change:
     provisional: Provisional | None = None
     closed: tuple[int, ...] = ()
     given_up: tuple[LabelledBatch, ...] = ()
+    released: tuple[LabelledBatch, ...] = ()
     recalled: tuple[Member, ...] = ()
     guard: Guard | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Literal
@@ -200,6 +201,20 @@ class _Waiting:
     def __init__(self, size: int, turn: asyncio.Future[None]) -> None:
         self.size = size
         self.turn = turn
+
+
+def let_go(error: BaseException) -> None:
+    """Empties the frames that an error has come through, and those behind it.
+
+    What they hold, bodies among it, would stay until the next full collection where an error and a frame hold each
+    other, as everywhere where a future hands errors on.
+    """
+    seen: set[int] = set()
+    behind: BaseException | None = error
+    while behind is not None and id(behind) not in seen:
+        seen.add(id(behind))
+        traceback.clear_frames(behind.__traceback__)
+        behind = behind.__cause__ or behind.__context__
 
 
 def _mib(size: int) -> int:

@@ -25,7 +25,7 @@ from supsupd.serving.grpc.messages import MESSAGE
 from supsupd.serving.grpc.methods import Call, Method, Methods, refuse_method
 from supsupd.serving.http.refusals import RETRY_SECONDS
 from supsupd.serving.http.requests import HEADER, id_of_request
-from supsupd.serving.memory import Holding, MemoryFull
+from supsupd.serving.memory import Holding, MemoryFull, let_go
 from supsupd.serving.metrics import NO_ROUTE
 from supsupd.serving.oip.strict_json import ProtocolError
 
@@ -236,6 +236,7 @@ def _ending() -> EngineError:
 
 def refusal(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a caller is told of an error; of one that is a bug of ours, nothing."""
+    let_go(error)
     if isinstance(error, DeadlineExceeded):
         return grpc.StatusCode.DEADLINE_EXCEEDED, error.text
     if isinstance(error, MemoryFull):

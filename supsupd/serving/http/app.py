@@ -16,6 +16,7 @@ from supsupd.serving.http.native import Native
 from supsupd.serving.http.openapi import Description
 from supsupd.serving.http.refusals import RETRY_SECONDS
 from supsupd.serving.http.requests import REQUEST_ID, Requests
+from supsupd.serving.memory import let_go
 from supsupd.serving.oip import protocol
 from supsupd.serving.oip.models import Models
 
@@ -48,6 +49,7 @@ def create_app(front: Front, access: Access | None = None, models: Models | None
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    let_go(error)
     nothing = "there is nothing at this path"
     if path_of(request.scope).startswith(MODEL_PATHS):
         nothing = f"unknown_model: {nothing}"  # a name with a slash, most likely
@@ -67,11 +69,13 @@ def _allowed(request: Request) -> str:
 
 async def _answer_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EngineError)
+    let_go(error)
     later = {"Retry-After": str(RETRY_SECONDS)} if error.status in (429, 503) else None
     return error_answer(error.status, error.text, later)
 
 
 async def _answer_protocol_error(request: Request, error: Exception) -> Response:
+    let_go(error)
     return error_answer(400, str(error))
 
 
