@@ -231,7 +231,9 @@ def test_eight_large_calls_are_answered(daemon, bounded, is_typed):
     size = 2 * MIB if is_typed else 8 * MIB
     x = np.zeros((size // INPUTS, INPUTS), np.uint8)
     request = infer_request(x, "UINT8", typed=is_typed).SerializeToString()
-    assert set(at_once(8, lambda: call(daemon, request))) == {"OK"}
+    answers = at_once(8, lambda: call(daemon, request))
+    assert set(answers) <= {"OK", "RESOURCE_EXHAUSTED"}  # told at once that there is no room, never left to wait
+    assert answers.count("OK") >= 4
 
 
 def test_many_large_calls_hold_no_more_than_has_room(daemon, bounded):
