@@ -53,6 +53,7 @@ bench: $(VENV)/.installed ## speed and memory (DATA=folder with mnist.npz, PEER=
 	$(BIN)/python benchmarks/scaling.py --data $(DATA)
 	$(BIN)/python benchmarks/serve.py --data $(DATA)
 	$(BIN)/python benchmarks/serve_crowd.py --data $(DATA)
+	$(BIN)/python benchmarks/hostile.py
 	$(if $(MLSERVER),$(BIN)/python benchmarks/serve_peers.py --data $(DATA) --peer-python $(MLSERVER))
 	$(BIN)/python benchmarks/codec.py
 	$(BIN)/python benchmarks/intake.py

@@ -27,7 +27,7 @@ TRAINING = references.Training(steps=120, minibatch=64, lr=1e-3, seed=0)
 TASKS = 3
 WANTED = {"permuted", "permuted-nn", "rotated", "split", "cifar", "reservoir", "density", "recognition", "baselines"}
 
-MEASURED = {"bank", "train_step", "scaling", "serve", "serve_peers", "serve_crowd", "codec", "intake"}
+MEASURED = {"bank", "train_step", "scaling", "serve", "serve_peers", "serve_crowd", "hostile", "codec", "intake"}
 
 
 def rows(task):
