@@ -15,8 +15,8 @@ from supsupd.serving.oip.strict_json import ProtocolError
 
 MOST_BYTES = 16 << 20
 """Of a message, also unpacked: below it no message is harmful, however well it packs."""
-SOON_SECONDS = 0.02
-"""In which small messages are here: mostly they come with their call."""
+SOON_SECONDS = 0.1
+"""In which small messages are here, on a busy machine too: mostly they come with their call."""
 MOST_AT_ONCE = 4
 """Calls whose messages are looked for at a time; the next one's turn comes within SOON_SECONDS."""
 MOST_BEFORE = 4
