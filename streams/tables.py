@@ -33,7 +33,7 @@ from streams.reading import Reading
 
 _PARQUET, _ARROW = b"PAR1", b"ARROW1"
 _SHORTEST_PARQUET = 12  # bytes: both magics and the footer's length
-_PART_BYTES = 16 << 20  # of Parquet, that are there twice: as pyarrow has them, and in x
+_PART_BYTES = 4 << 20  # of Parquet, that are there twice: as pyarrow has them, and in x
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
