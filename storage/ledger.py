@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, CursorResult, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, case, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from storage.bounds import storable
@@ -410,7 +410,7 @@ class Waiting:
 
 def waiting(session: Session, source: str, sender: str | None = None) -> Waiting:
     """What waits to be claimed."""
-    own = and_(BatchRow.source == source, BatchRow.sender.is_not_distinct_from(sender))
+    own = _own(source, sender)
     sizes = (BatchRow.size, case((own, 1), else_=0), case((own, BatchRow.size), else_=0))
     sums = (func.coalesce(func.sum(size), 0) for size in sizes)
     found = session.execute(select(func.count(), *sums).where(BatchRow.state == "staged")).one()
@@ -420,10 +420,22 @@ def waiting(session: Session, source: str, sender: str | None = None) -> Waiting
 
 def kept_size(session: Session, source: str, sender: str | None = None) -> int:
     """The bytes that are kept of one source or sender's batches that were rejected, or wait for a first task."""
-    own = (BatchRow.source == source, BatchRow.sender.is_not_distinct_from(sender), BatchRow.sha256.is_not(None))
-    waiting = (BatchRow.state == "unsure") & BatchRow.labelled.is_(False)
-    query = select(func.coalesce(func.sum(BatchRow.size), 0)).where(BatchRow.state.in_(REJECTED) | waiting, *own)
+    kept = (BatchRow.state.in_(REJECTED) | _waits_for_a_task()) & BatchRow.sha256.is_not(None)
+    query = select(func.coalesce(func.sum(BatchRow.size), 0)).where(kept, _own(source, sender))
     return int(session.scalar(query) or 0)
+
+
+def count_waiting_for_a_task(session: Session, source: str, sender: str | None = None) -> int:
+    """The unlabelled batches of one source or sender that came before there was a task to score them with."""
+    return session.scalar(select(func.count()).where(_waits_for_a_task(), _own(source, sender))) or 0
+
+
+def _waits_for_a_task() -> ColumnElement[bool]:
+    return (BatchRow.state == "unsure") & BatchRow.labelled.is_(False)
+
+
+def _own(source: str, sender: str | None) -> ColumnElement[bool]:
+    return (BatchRow.source == source) & BatchRow.sender.is_not_distinct_from(sender)
 
 
 def count_by_state(session: Session) -> dict[str, int]:

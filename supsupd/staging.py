@@ -221,6 +221,8 @@ class Staging:
         taken = self.look_into(Arrival(SOCKET_SOURCE, name, form, sha256, payload, "", "", identity, sender=sender))
         if isinstance(taken.entry, ledger.Rejected):
             raise BatchRejected(taken.entry.code, taken.entry.reason.removeprefix(f"{taken.entry.code}: "))
+        if not taken.entry.labelled and self._waiting_for_a_task(sender) >= self._settings.max_queue // 2:
+            raise QueueFull("as many unlabelled batches of this sender wait for a first task as may")
         expires_at = utc_now() + timedelta(hours=self._settings.key_hours)
         try:
             with self._judged():
@@ -230,6 +232,11 @@ class Staging:
         if staged.known:
             staged = self._as_before(staged, taken.entry)
         return staged, taken.entry.sha256
+
+    def _waiting_for_a_task(self, sender: str | None) -> int:
+        """They all have their turn once there is one, before what others hand in then."""
+        with self.database.read() as session:
+            return ledger.count_waiting_for_a_task(session, SOCKET_SOURCE, sender)
 
     def _as_before(self, staged: ledger.Staged, entry: ledger.Entry) -> ledger.Staged:
         """The same answer as the first time that this key came. Raises KeyReused."""

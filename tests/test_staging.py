@@ -197,6 +197,23 @@ def test_a_submitted_batch_that_is_refused_leaves_nothing(desk):
     assert (desk.rows(), desk.spool.names()) == ([], set())
 
 
+def test_only_so_many_unlabelled_batches_of_a_sender_wait_for_a_first_task(desk_of):
+    desk = desk_of(max_queue=4)
+
+    def post(number, sender, **labels):
+        return desk.staging.submit("a.npz", "npz", encode(Batch(np.full((1, 2), number), **labels)), sender=sender)
+
+    for number in range(2):
+        staged, _ = post(number, "token 1", y=None)
+        with desk.database.write() as session:
+            ledger.claim(session)
+            ledger.finish(session, staged.id, ledger.Outcome("unsure", decision="unsure", reason="no task yet"))
+    with pytest.raises(QueueFull, match="wait for a first task"):
+        post(2, "token 1", y=None)
+    post(3, "token 2", y=None)
+    post(4, "token 1", y=np.array([1]))  # which may become that task
+
+
 def test_who_fills_the_disk_with_what_is_rejected_waits_and_nobody_else_does(desk_of):
     desk = desk_of(max_kept_bytes=100)
     junk = {f"{number}.npz": bytes([number]) * 60 for number in range(2)}
